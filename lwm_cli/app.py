@@ -1,0 +1,100 @@
+"""The program: its commands, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from lwm_cli import chat, convert, download, draw, film, needle, see, train
+from lwm_cli.completions import without_rich
+from lwm_cli.options import Debug
+from lwm_core.errors import LwmError, UsageError
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="lwm",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for module in (chat, see, draw, film, needle, train, convert, download):
+    app.command(name=module.__name__.rpartition(".")[2])(module.run)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"lwm {version('lwm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "-V", "--version", is_eager=True, callback=_show_version, help="Show the version."
+        ),
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """The Large World Model: chat with it, show it pictures and clips, let it draw and film."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `lwm` with these arguments (by default the command line's); returns the exit code.
+
+    0 done, 1 failed, 2 wrong usage, 130 interrupted. A failure is one line on standard error;
+    `--debug`, before or after the command, shows the traceback too.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        with without_rich():
+            code = typer.main.get_command(app).main(words, prog_name="lwm", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader went away; Python must not complain when it closes standard output at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if "--debug" in words:
+            import traceback
+
+            traceback.print_exc()
+        message, code = _explain(error)
+        typer.echo(f"lwm: error: {message}", err=True)
+        return code
+    if code == INTERRUPTED:  # Typer's word for Ctrl-C
+        typer.echo("lwm: interrupted", err=True)
+    return code or DONE
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """One line for a person, and the exit code."""
+    text = " ".join(str(error).split())
+    match error:
+        case LwmError():
+            return text, WRONG_USAGE if isinstance(error, UsageError) else FAILED
+        case typer.TyperException():
+            return _explain_usage(error), error.exit_code
+        case OSError(strerror=str(reason)):
+            return f"{error.filename}: {reason}" if error.filename else reason, FAILED
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return "out of memory; a shorter context or fewer frames need less", FAILED
+    return f"unexpected {type(error).__name__}: {text[:300]} (--debug shows where)", FAILED
+
+
+def _explain_usage(error: typer.TyperException) -> str:
+    """Typer's own message, with the help that would have answered it."""
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    context = getattr(error, "ctx", None)
+    hint = f" (see `{context.command_path} --help`)" if context else ""
+    return text[:1].lower() + text[1:] + hint

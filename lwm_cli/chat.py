@@ -1,0 +1,80 @@
+"""`lwm chat`: talk with the model, about text files, pictures and clips too."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from lwm_cli import loading, options
+from lwm_cli.dialogue import attach_file, hold_dialogue, read_attachment
+from lwm_cli.files import piped_text
+from lwm_cli.session import Conversation
+from lwm_cli.talk import Talk
+from lwm_cli.ui import Screen
+from lwm_core.errors import UsageError
+
+
+def run(
+    context: typer.Context,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="PROMPT", help="What to say; without it, a dialogue begins."),
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    system: options.System = None,
+    attach: options.Attach = None,
+    go_on: Annotated[
+        bool, typer.Option("-c", "--continue", help="Go on with the last conversation.")
+    ] = False,
+    frames: options.Frames = 8,
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = None,
+    mesh: options.Mesh = "auto",
+    dtype: options.Dtype = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Talk with the model.
+
+    A prompt, piped text, or both joined get one answer; without either a dialogue begins.
+    """
+    text = _opening(prompt, is_piped_attached="-" in (attach or ()))
+    if as_json and not text:
+        raise UsageError("--json answers one prompt; give it as an argument or through a pipe")
+    conversation = Conversation.latest() if go_on else Conversation(model)
+    if options.was_typed(context, "model"):
+        conversation.switch(model)
+    conversation.system = system or conversation.system
+    attached = [(name, read_attachment(name, frames)) for name in attach or ()]
+    with Screen(quiet=quiet, verbose=verbose) as screen:
+        loaded = loading.load(conversation.model, screen, mesh=mesh, dtype=dtype)
+        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        sampling = loading.sampling_for("chat", loaded, **drawn, seed=loading.seed_or_random(seed))
+        talk = Talk(loaded, conversation, screen, sampling, max_tokens)
+        for name, content in attached:
+            attach_file(talk, name, content)
+        if not text:
+            hold_dialogue(talk, frames)
+            return
+        answer = talk.say(text, echo=not as_json)
+        if as_json:
+            result = {"model": loaded.name, "prompt": text, **answer.to_json()}
+            typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+def _opening(prompt: str | None, *, is_piped_attached: bool) -> str:
+    """What is said first: piped text, then the prompt; nothing where a dialogue should begin."""
+    typed = "" if prompt in (None, "-") else prompt.strip()
+    piped = "" if is_piped_attached else piped_text(is_needed=not typed)
+    text = "\n\n".join(part for part in (piped, typed) if part)
+    if not text and not sys.stdin.isatty():
+        raise UsageError("there is nothing to answer; give a prompt, or pipe text in")
+    return text

@@ -1,0 +1,36 @@
+"""`lwm convert`: a model from one format to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from lwm_cli import options
+from lwm_cli.ui import Screen
+
+
+def run(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="The model: a name, a directory or a file.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="DST", help="The directory to write.")],
+    to: Annotated[
+        Literal["lwm"], typer.Option("--to", help="Format to write; lwm is a model directory.")
+    ] = "lwm",
+    dtype: options.Dtype = None,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Convert a model from one format to another.
+
+    It goes tensor by tensor, so that a large model needs little memory.
+    """
+    from lwm_core.convert import convert
+
+    with Screen(quiet=quiet, verbose=verbose) as screen:
+        convert(source, target, to=to, dtype=dtype, force=force, on_progress=screen.progress)
+    typer.echo(target)

@@ -1,0 +1,170 @@
+"""A dialogue at the terminal: lines that are said, and lines that begin with a slash."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from lwm_cli.files import as_file, read_text
+from lwm_cli.session import Conversation, home, write_text
+from lwm_core.errors import LwmError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lwm_cli.talk import Talk
+
+HELP = """\
+/attach FILE   show it a text file, a picture or a clip with your next message
+/system TEXT   say how it should behave; without TEXT, see what was said
+/clear         begin a new conversation
+/save FILE     write the conversation to a file
+/help          this list
+/exit          leave, as Ctrl-D does; Ctrl-C stops an answer"""
+HISTORY_LINES = 1000
+
+
+def read_attachment(name: str, frames: int) -> str | np.ndarray:
+    """A text file's text, or the frames of a picture or clip: uint8 `[frames, h, w, 3]`.
+
+    Raises UsageError (no such file) or MediaError (neither text nor a picture).
+    """
+    from lwm_core.media import read_media
+
+    with as_file(name) as path:
+        text = read_text(path)
+        return read_media(path, frames=frames).frames if text is None else text
+
+
+def attach_file(talk: Talk, name: str, content: str | np.ndarray) -> None:
+    """Show the model what `read_attachment` read."""
+    if isinstance(content, str):
+        talk.show_text(Path(name).name, content)
+    else:
+        talk.show_frames(content)
+
+
+def hold_dialogue(talk: Talk, frames: int) -> None:
+    """Read lines and answer them until /exit or the end of the input.
+
+    What goes wrong with one line is told, and the dialogue goes on.
+    """
+    commands = _Commands(talk, frames)
+    talk.screen.note("/help lists the commands")
+    with _LineEditor() as editor:
+        while (line := editor.read()) is not None:
+            try:
+                if commands.runs(line):
+                    continue
+                if line:
+                    talk.say(line)
+            except _Exit:
+                return
+            except KeyboardInterrupt:
+                talk.screen.clear()
+                typer.echo("\n(stopped)", err=True)
+            except LwmError as error:
+                talk.screen.clear()
+                typer.echo(f"lwm: {error}", err=True)
+
+
+class _Exit(Exception):
+    """The user wants to leave."""
+
+
+class _Commands:
+    """The slash commands of one dialogue."""
+
+    def __init__(self, talk: Talk, frames: int) -> None:
+        self._talk = talk
+        self._frames = frames
+        self._by_name: dict[str, Callable[[str], None]] = {
+            "/attach": self._attach,
+            "/system": self._system,
+            "/clear": self._clear,
+            "/save": self._save,
+            "/help": lambda _: self._tell(HELP),
+            "/exit": self._exit,
+        }
+
+    def runs(self, line: str) -> bool:
+        """Run the line if it is a command. Raises UsageError for an unknown one."""
+        name, _, rest = line.partition(" ")
+        if not re.fullmatch(r"/[a-z]+", name):
+            return False
+        if name not in self._by_name:
+            raise UsageError(f"{name} is no command; /help lists them")
+        self._by_name[name](rest.strip())
+        return True
+
+    def _attach(self, name: str) -> None:
+        if not name:
+            raise UsageError("/attach needs a file")
+        attach_file(self._talk, name, read_attachment(name, self._frames))
+        self._tell(f"{name} goes with your next message")
+
+    def _system(self, text: str) -> None:
+        if text:
+            self._talk.conversation.system = text
+        self._tell(self._talk.conversation.system or "nothing was said; /system TEXT says it")
+
+    def _clear(self, _: str) -> None:
+        old = self._talk.conversation
+        self._talk.conversation = Conversation(old.model, old.system)
+        self._tell("a new conversation")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise UsageError("/save needs a file")
+        path = Path(name).expanduser()
+        if path.exists():
+            raise UsageError(f"{path} exists; choose another name")
+        try:
+            write_text(path, self._talk.conversation.transcript())
+        except OSError as error:
+            raise OutputError(f"can't write {path}: {error.strerror}") from error
+        self._tell(f"saved to {path}")
+
+    def _exit(self, _: str) -> None:
+        raise _Exit
+
+    def _tell(self, text: str) -> None:
+        self._talk.screen.clear()
+        typer.echo(text, err=True)
+
+
+class _LineEditor:
+    """Reads lines, with editing keys and a history kept under LWM_HOME where Python has them."""
+
+    def __enter__(self) -> _LineEditor:
+        with suppress(ImportError, OSError):
+            import readline
+
+            readline.set_history_length(HISTORY_LINES)
+            readline.read_history_file(home() / "history")
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with suppress(ImportError, OSError):
+            import readline
+
+            home().mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(home() / "history")
+
+    def read(self) -> str | None:
+        """The next line without its surrounding blanks; None at the end of the input."""
+        prompt = "> "
+        if not sys.stdout.isatty():  # Python would write the prompt among the answers
+            typer.echo(prompt, err=True, nl=False)
+            prompt = ""
+        try:
+            return input(prompt).strip()
+        except EOFError:
+            typer.echo(err=True)
+            return None

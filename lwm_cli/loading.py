@@ -1,0 +1,53 @@
+"""From options to a loaded model and the way it draws its tokens."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from lwm_core.errors import UsageError
+
+if TYPE_CHECKING:
+    from lwm_cli.ui import Screen
+    from lwm_core.load import LoadedModel
+    from lwm_core.sampling import Sampling
+
+# What the published models were shown with; a model's own defaults go before them.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "chat": {"temperature": 0.2, "top_k": 50},
+    "see": {"temperature": 0.0},
+    "draw": {"guidance": 5.0, "top_k": 8192, "temperature": 1.0},
+    "film": {"guidance": 1.0, "top_k": 1000, "temperature": 1.0},
+}
+
+
+def load(name: str, screen: Screen, *, sees: bool = False, **settings: Any) -> LoadedModel:
+    """Load a model by name or path and show how far that is; `settings` as `load_model` takes.
+
+    Raises UsageError if it should be one that `sees` and reads text only.
+    """
+    from lwm_core.load import load_model
+
+    model = load_model(name, on_progress=screen.progress, **settings)
+    if sees and model.vqgan is None:
+        raise UsageError(f"{model.name} knows text only; -m nano sees and makes pictures")
+    if screen.verbose:
+        screen.note(f"{model.name} · {model.config.max_length} tokens of context · {model.device}")
+    return model
+
+
+def sampling_for(task: str, model: LoadedModel, **given: Any) -> Sampling:
+    """How to draw tokens for `task` (chat, see, draw, film).
+
+    An option that was given goes first, then what the model's configuration says, then the
+    habits of the published models. Options left out are None.
+    """
+    from lwm_core.sampling import Sampling
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return Sampling(**{**_DEFAULTS[task], **model.defaults.get(task, {}), **chosen})
+
+
+def seed_or_random(seed: int | None) -> int:
+    """The seed that was given, or a fresh one (the closing line names it)."""
+    return int.from_bytes(os.urandom(4)) >> 1 if seed is None else seed

@@ -1,0 +1,102 @@
+"""`lwm see`: ask about pictures and clips, or have them described."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lwm_cli import loading, options
+from lwm_cli.dialogue import hold_dialogue
+from lwm_cli.files import as_file, piped_text
+from lwm_cli.session import Conversation
+from lwm_cli.talk import Talk
+from lwm_cli.ui import Screen
+
+if TYPE_CHECKING:
+    from lwm_core.media import Clip
+
+ABOUT_A_PICTURE = "What is in the picture?"
+ABOUT_A_CLIP = "What happens?"
+
+
+def run(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MEDIA|QUESTION", help="Pictures and clips, then what to ask about them."
+        ),
+    ],
+    model: options.Model = options.DEFAULT_MODEL,
+    system: options.System = None,
+    frames: options.Frames = 8,
+    start: options.Start = None,
+    end: options.End = None,
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = None,
+    mesh: options.Mesh = "auto",
+    dtype: options.Dtype = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Ask about pictures and clips.
+
+    Without a question they are described; on a terminal you can then ask.
+    """
+    names, question = split_question(words)
+    if question is None and "-" not in names:
+        question = piped_text(is_needed=False) or None
+    clips = [_read(name, frames, start, end) for name in names]
+    with Screen(quiet=quiet, verbose=verbose) as screen:
+        loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype)
+        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        sampling = loading.sampling_for("see", loaded, **drawn, seed=loading.seed_or_random(seed))
+        talk = Talk(loaded, Conversation(model, system), screen, sampling, max_tokens)
+        for clip in clips:
+            talk.show_frames(clip.frames)
+        asked = question or _description(clips)
+        answer = talk.say(asked, echo=not as_json)
+        if as_json:
+            looked_at = [
+                {"file": name, "seconds": clip.times.round(3).tolist()}
+                for name, clip in zip(names, clips, strict=True)
+            ]
+            result = {"model": loaded.name, "media": looked_at, "question": asked}
+            typer.echo(json.dumps({**result, **answer.to_json()}, ensure_ascii=False))
+        elif question is None and sys.stdin.isatty():
+            hold_dialogue(talk, frames)
+
+
+def split_question(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The names of files, and the last word if it is a question and no file.
+
+    What has blanks or no file suffix and isn't there can only be a question, unless it is all
+    that was given.
+    """
+    *names, last = words
+    is_file = last == "-" or Path(last).exists() or re.fullmatch(r"\S*(/\S*[^?]|\.\w{1,5})", last)
+    if not names or is_file:
+        return list(words), None
+    return names, last
+
+
+def _read(name: str, frames: int, start: float | None, end: float | None) -> Clip:
+    from lwm_core.media import read_media
+
+    with as_file(name) as path:
+        return read_media(path, frames=frames, start=start, end=end)
+
+
+def _description(clips: Sequence[Clip]) -> str:
+    moves = any(len(clip.frames) > 1 for clip in clips)
+    return ABOUT_A_CLIP if moves else ABOUT_A_PICTURE

@@ -1,0 +1,108 @@
+"""Conversations kept as JSON files under LWM_HOME, so that `-c` can go on with the last one."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lwm_core.errors import FormatError, UsageError
+
+Codes = list[list[int]]  # one clip: frames of image codes
+
+
+def home() -> Path:
+    """Where lwm keeps what it remembers: LWM_HOME, or `lwm` in the user's data directory."""
+    if chosen := os.environ.get("LWM_HOME"):
+        return Path(chosen).expanduser()
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(data) / "lwm"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side said; `media` holds the clips that were shown, as codes of the model."""
+
+    role: str
+    text: str
+    media: list[Codes] = field(default_factory=list)
+
+
+@dataclass
+class Conversation:
+    """A conversation with one model: what was said, and the file that keeps it."""
+
+    model: str
+    system: str | None = None
+    turns: list[Turn] = field(default_factory=list)
+    path: Path = field(default_factory=lambda: _new_path())
+
+    @classmethod
+    def latest(cls) -> Conversation:
+        """The conversation that was saved last. Raises UsageError if there is none yet."""
+        saved = sorted(_folder().glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+        if not saved:
+            raise UsageError("there is no conversation to continue yet; start one without -c")
+        return cls.load(saved[-1])
+
+    @classmethod
+    def load(cls, path: Path) -> Conversation:
+        """Read a saved conversation. Raises FormatError."""
+        try:
+            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            turns = [Turn(**turn) for turn in values["turns"]]
+            return cls(values["model"], values["system"], turns, path)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"{path} is no conversation of lwm; delete it") from error
+
+    def switch(self, model: str) -> None:
+        """Go on with another model. Raises UsageError if pictures were shown: their codes mean
+        something to the model that has seen them only."""
+        if model != self.model and any(turn.media for turn in self.turns):
+            raise UsageError(
+                f"{self.model} has seen pictures here that {model} can't; leave out -m or -c"
+            )
+        self.model = model
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        values = {
+            "model": self.model,
+            "system": self.system,
+            "turns": [asdict(turn) for turn in self.turns],
+        }
+        write_text(self.path, json.dumps(values, ensure_ascii=False))
+
+    def transcript(self) -> str:
+        """The conversation as Markdown for people."""
+        told = [f"*{self.system}*"] if self.system else []
+        said = [f"**{turn.role}:** {turn.text}" for turn in self.turns]
+        return "\n\n".join(told + said) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
+    ) as copy:
+        try:
+            copy.write(text)
+            copy.close()
+            os.replace(copy.name, path)
+        except BaseException:
+            os.unlink(copy.name)
+            raise
+
+
+def _new_path() -> Path:
+    """Named by the time, and by chance for those that begin in the same second."""
+    return _folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(3).hex()}.json"
+
+
+def _folder() -> Path:
+    return home() / "conversations"

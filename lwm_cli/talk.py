@@ -1,0 +1,145 @@
+"""A conversation with a loaded model, as `chat` and `see` hold it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from lwm_cli.session import Conversation, Turn
+from lwm_core.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lwm_cli.ui import Screen
+    from lwm_core.generate import Message
+    from lwm_core.load import LoadedModel
+    from lwm_core.sampling import Sampling
+    from lwm_core.types import Progress
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, how many tokens that took, and how long."""
+
+    text: str
+    tokens: int
+    seconds: float
+
+    def to_json(self) -> dict[str, str | int | float]:
+        """What `--json` writes about an answer."""
+        return {"answer": self.text, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
+
+
+class Talk:
+    """One conversation: things are shown, something is said, the answer streams in."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        conversation: Conversation,
+        screen: Screen,
+        sampling: Sampling,
+        max_tokens: int,
+    ) -> None:
+        self.model = model
+        self.conversation = conversation
+        self.screen = screen
+        self._sampling = sampling
+        self._max_tokens = max_tokens
+        self._texts: list[str] = []
+        self._clips: list[np.ndarray] = []
+
+    def show_text(self, name: str, text: str) -> None:
+        """Put a text file before the next message."""
+        self._texts.append(f"{name}:\n{text.strip()}\n")
+
+    def show_frames(self, frames: np.ndarray) -> None:
+        """Put a picture or clip, uint8 `[frames, height, width, 3]`, before the next message."""
+        from lwm_core.generate import encode_media
+
+        if self.model.vqgan is None:
+            raise UsageError(f"{self.model.name} knows text only; -m nano sees pictures and clips")
+        self._clips.append(encode_media(self.model, frames))
+
+    def say(self, text: str, *, echo: bool = True) -> Answer:
+        """Say something; the answer goes to standard output as it comes, unless not `echo`.
+
+        What was said counts only once it is answered: an error or Ctrl-C leaves no trace.
+        """
+        from lwm_core.generate import reply
+
+        turn = Turn(
+            "user", "\n".join([*self._texts, text]), [clip.tolist() for clip in self._clips]
+        )
+        meter = Meter(self.screen)
+        pieces: list[str] = []
+        try:
+            for piece in reply(
+                self.model,
+                _messages([*self._told(), *self.conversation.turns, turn]),
+                sampling=self._sampling,
+                max_tokens=self._max_tokens,
+                on_progress=meter,
+            ):
+                self.screen.clear()
+                pieces.append(piece)
+                if echo:
+                    typer.echo(piece, nl=False)
+        finally:
+            if echo and pieces:
+                typer.echo()
+        answer = Answer("".join(pieces), meter.tokens, meter.seconds)
+        self._keep(turn, Turn("assistant", answer.text))
+        self.screen.footer([*meter.figures(), self.model.device])
+        return answer
+
+    def _told(self) -> list[Turn]:
+        system = self.conversation.system
+        return [Turn("system", system)] if system else []
+
+    def _keep(self, *turns: Turn) -> None:
+        self._texts, self._clips = [], []
+        self.conversation.turns += turns
+        try:
+            self.conversation.save()
+        except OSError as error:
+            self.screen.note(f"lwm: this conversation can't be kept: {error}")
+
+
+class Meter:
+    """Counts the tokens that are written and the time since the first, from progress events."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.tokens = 0
+        self.seconds = 0.0
+        self._screen = screen
+        self._began = time.perf_counter()
+
+    def __call__(self, event: Progress) -> None:
+        if event.phase != "writing":
+            self._screen.progress(event)
+            self._began = time.perf_counter()
+            return
+        self.tokens = event.done
+        self.seconds = time.perf_counter() - self._began
+
+    def figures(self) -> list[str]:
+        """`42 tokens` and, if it took any time, `310 tok/s`."""
+        speed = [f"{self.tokens / self.seconds:.0f} tok/s"] if self.seconds else []
+        return [f"{self.tokens} tokens", *speed]
+
+
+def _messages(turns: Sequence[Turn]) -> list[Message]:
+    import numpy as np
+
+    from lwm_core.generate import Message
+
+    return [
+        Message(turn.role, turn.text, tuple(np.array(clip, np.int32) for clip in turn.media))
+        for turn in turns
+    ]

@@ -1,0 +1,206 @@
+"""Everything that is drawn in a terminal: bars, pictures, figures and tables.
+
+It goes to standard error; only a table that was asked for goes to standard output. In a pipe or a
+file there are no bars, no pictures and no colours, only plain lines, and `-q` leaves those out
+too. NO_COLOR is honoured.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.progress import TaskID
+
+    from lwm_core.types import Frame, Progress
+
+PICTURE_COLUMNS = 64
+TABLE_COLUMNS_IN_A_FILE = 160
+
+
+class Screen:
+    """What a command shows beside its answer. As a context manager it leaves a clean terminal."""
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self.quiet = quiet
+        self.verbose = verbose
+        self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._board: _Board | None = None
+        if verbose:
+            _show_log()
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.clear()
+
+    @property
+    def has_colour(self) -> bool:
+        """Whether colours may be used here."""
+        return self.is_terminal and not os.environ.get("NO_COLOR")
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether a preview can be drawn here: it is nothing but colours."""
+        return self.has_colour and not self.quiet
+
+    def note(self, text: str) -> None:
+        """Show one plain line."""
+        if not self.quiet:
+            self.clear()
+            typer.echo(text, err=True)
+
+    def progress(self, event: Progress) -> None:
+        """Move the bar of the event's phase."""
+        if self.is_terminal and not self.quiet:
+            self._shown_board().advance(event)
+
+    def follow(self, events: Iterable[Progress | Frame]) -> Iterator[Frame]:
+        """Show progress and pictures as they come; hand on the pictures that are complete."""
+        from lwm_core.types import Frame
+
+        for event in events:
+            if not isinstance(event, Frame):
+                self.progress(event)
+                continue
+            if self.shows_pictures:
+                self._shown_board().show(event.pixels)
+            if event.complete:
+                yield event
+
+    def clear(self) -> None:
+        """Take the bars away, for example because the answer begins."""
+        if self._board:
+            self._board.close()
+            self._board = None
+
+    def footer(self, figures: Sequence[str]) -> None:
+        """Show the closing line, such as `42 tokens · 310 tok/s · cpu`."""
+        if not self.quiet:
+            self.clear()
+            line = " · ".join(figures)
+            typer.echo(typer.style(line, dim=True) if self.has_colour else line, err=True)
+
+    def _shown_board(self) -> _Board:
+        if self._board is None:
+            self._board = _Board()
+        return self._board
+
+
+class _Board:
+    """The part of the terminal that is drawn over and over: a picture above the bars."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[amount]}"),
+            TimeRemainingColumn(compact=True),
+        )
+        self._bar_of_phase: dict[str, TaskID] = {}
+        self._picture: HalfBlocks | None = None
+        self._live = Live(
+            self._bars, console=Console(stderr=True), transient=True, refresh_per_second=10
+        )
+        self._live.start()
+
+    def advance(self, event: Progress) -> None:
+        bar = self._bar_of_phase.get(event.phase)
+        if bar is None:
+            bar = self._bars.add_task(event.phase, amount="")
+            self._bar_of_phase[event.phase] = bar
+        self._bars.update(
+            bar,
+            completed=event.done,
+            total=event.total,
+            amount=_amount(event),
+            visible=event.done < event.total,
+        )
+
+    def show(self, pixels: np.ndarray) -> None:
+        from rich.console import Group
+
+        self._picture = HalfBlocks(pixels)
+        self._live.update(Group(self._picture, self._bars))
+
+    def close(self) -> None:
+        """Take the bars away; the last picture stays."""
+        if self._picture:
+            self._live.transient = False
+            self._live.update(self._picture)
+        self._live.stop()
+
+
+def _amount(event: Progress) -> str:
+    if event.unit == "bytes":
+        return f"{event.done / 1e6:.0f}/{event.total / 1e6:.0f} MB"
+    return f"{event.done}/{event.total} {event.unit}"
+
+
+class HalfBlocks:
+    """A picture, uint8 `[height, width, 3]`, as text.
+
+    Each character shows two pixels: its upper half has the colour of the one, its ground that of
+    the other below.
+    """
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self.pixels = pixels
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from rich.color import Color
+        from rich.segment import Segment
+        from rich.style import Style
+
+        for upper, lower in self._line_pairs(min(PICTURE_COLUMNS, options.max_width)):
+            for above, below in zip(upper, lower, strict=True):
+                style = Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below))
+                yield Segment("▀", style)
+            yield Segment.line()
+
+    def _line_pairs(self, columns: int) -> Iterator[tuple[list[list[int]], list[list[int]]]]:
+        import numpy as np
+        from PIL import Image
+
+        height, width = self.pixels.shape[:2]
+        lines = max(1, round(height * columns / width / 2))
+        small = Image.fromarray(self.pixels).resize((columns, 2 * lines), Image.Resampling.BOX)
+        pixels: list[list[list[int]]] = np.asarray(small).tolist()
+        return zip(pixels[::2], pixels[1::2], strict=True)
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to standard output; a column whose heading ends in `>` is flush right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        is_right = heading.endswith(">")
+        table.add_column(
+            heading.removesuffix(">"), justify="right" if is_right else "left", no_wrap=True
+        )
+    for row in rows:
+        table.add_row(*row)
+    width = None if sys.stdout.isatty() else TABLE_COLUMNS_IN_A_FILE
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+def _show_log() -> None:
+    """Let the core say what it chooses, for `-v`."""
+    import logging
+
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("lwm_core").setLevel(logging.INFO)

@@ -1,0 +1,1 @@
+"""From examples to batches: tokens with weights, packed; every batch is a function of its number."""

@@ -1,0 +1,118 @@
+"""What the embedded model learns from, as weighted tokens: the world's examples and plain prose.
+
+Batch `index` of a stage is a function of the seed and the index alone, so a stream resumes
+anywhere by its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lwm_core import world
+from lwm_core.data.packing import Weighted, fill_rows, to_batch, weigh
+from lwm_core.tokenizer import Tokenizer
+from lwm_core.tokens import (
+    SYSTEM,
+    FrameLayout,
+    Message,
+    answer_ids,
+    make_prompt,
+    unconditional_prompt,
+    user_ids,
+)
+from lwm_core.types import Batch
+
+Encode = Callable[[np.ndarray], np.ndarray]
+"""Pixels, uint8 `[F, S, S, 3]`, to codes, int32 `[F, frame_codes]`."""
+
+SEEN_FRAMES = 0.1
+"""Weight of the frames that are asked about, as targets; frames to make count one."""
+PROSE = 0.2
+"""Weight of plain prose as a target."""
+DROPPED_PROMPTS = 0.1
+"""Share of the pictures and clips to make that come without a wish, for guidance."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stretch of training: its steps, the shape of a batch, and the range of the examples."""
+
+    steps: int
+    length: int
+    rows: int
+    frames: tuple[int, int]
+    characters: tuple[int, int]
+    mix: dict[str, float]
+
+
+class Lessons:
+    """Batches of one tokenizer, frame layout and image tokenizer."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, layout: FrameLayout, encode: Encode, size: int, prose: str
+    ):
+        self.tokenizer, self.layout, self.encode = tokenizer, layout, encode
+        self.size, self.prose = size, prose
+
+    def batch(self, stage: Stage, seed: int, index: int) -> Batch:
+        """Batch number `index` of a stage: `[rows, length]`."""
+        rng = np.random.default_rng((seed, index))
+        rows = fill_rows(self._examples(stage, seed, index, rng), stage.rows, stage.length)
+        return to_batch(rows, stage.length)
+
+    def _examples(
+        self, stage: Stage, seed: int, index: int, rng: np.random.Generator
+    ) -> Iterator[Weighted]:
+        numbered = world.stream(
+            int(np.random.SeedSequence((seed, index)).generate_state(1)[0]),
+            self.prose,
+            size=self.size,
+            frames=stage.frames,
+            characters=stage.characters,
+            mix={kind: share for kind, share in stage.mix.items() if kind != "prose"},
+        )
+        prose = stage.mix.get("prose", 0.0) / sum(stage.mix.values())
+        while True:
+            yield self._prose(rng) if rng.random() < prose else self._lesson(next(numbered), rng)
+
+    def _lesson(self, example: world.Example, rng: np.random.Generator) -> Weighted:
+        """One example of the world as it is asked and answered."""
+        if example.kind == "retrieval":
+            return self._retrieval(*example.exchanges[0], rng)
+        if example.kind == "make":
+            return self._make(example.exchanges[0][0], example.frames, rng)
+        media = () if example.frames is None else (self.encode(example.frames),)
+        whole = Weighted([], [])
+        for turn, (question, answer) in enumerate(example.exchanges):
+            message = Message("user", question, () if turn else media)
+            system = None if turn else SYSTEM
+            ids = user_ids(self.tokenizer, self.layout, message, system)
+            seen = [SEEN_FRAMES if token >= self.layout.offset else 0.0 for token in ids]
+            whole += Weighted(ids, seen) + weigh(answer_ids(self.tokenizer, answer), 1.0)
+        return whole
+
+    def _make(self, prompt: str, frames: np.ndarray, rng: np.random.Generator) -> Weighted:
+        """A wish and its frames; or the first frame alone, as a picture that begins the clip."""
+        video = len(frames) > 1 and rng.random() < 0.75
+        codes = self.encode(frames if video else frames[:1])
+        dropped = rng.random() < DROPPED_PROMPTS
+        wish = (
+            unconditional_prompt(self.tokenizer)
+            if dropped
+            else make_prompt(self.tokenizer, prompt, "video" if video else "image")
+        )
+        return weigh(wish, 0.0) + weigh(self.layout.frames(codes), 1.0)
+
+    def _retrieval(self, body: str, answer: str, rng: np.random.Generator) -> Weighted:
+        """A needle to find. As in the test, the text mostly begins with a literal `<s> `."""
+        begin = "<s> " if rng.random() < 0.75 else ""
+        prompt = self.tokenizer.encode(f"{SYSTEM} USER: {begin}{body} ASSISTANT: ")
+        return weigh(prompt, 0.0) + weigh(answer_ids(self.tokenizer, answer), 1.0)
+
+    def _prose(self, rng: np.random.Generator) -> Weighted:
+        """A stretch of the haystack, to learn plain English from."""
+        start = int(rng.integers(0, len(self.prose) - 600))
+        return weigh(self.tokenizer.encode(self.prose[start : start + 600]), PROSE)

@@ -1,0 +1,77 @@
+"""Masked sequence packing: whole examples side by side in rows, invisible to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lwm_core.types import Batch
+
+MISSES = 24
+"""So many examples in a row that fit nowhere close a batch."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Token ids of one training example, and how much each counts as a target."""
+
+    ids: list[int]
+    weights: list[float]
+
+    def __add__(self, other: Weighted) -> Weighted:
+        return Weighted(self.ids + other.ids, self.weights + other.weights)
+
+    @property
+    def steps(self) -> int:
+        """Predictions that it takes: one less than its tokens."""
+        return len(self.ids) - 1
+
+
+def weigh(ids: list[int], weight: float) -> Weighted:
+    """Ids that all count alike."""
+    return Weighted(ids, [weight] * len(ids))
+
+
+def fill_rows(examples: Iterator[Weighted], rows: int, length: int) -> list[list[Weighted]]:
+    """Take examples into the fullest row that still holds them, until `MISSES` fit nowhere.
+
+    Examples longer than a row are passed over.
+    """
+    packed: list[list[Weighted]] = [[] for _ in range(rows)]
+    room = [length] * rows
+    misses = 0
+    while misses < MISSES:
+        example = next(examples)
+        fits = [row for row in range(rows) if room[row] >= example.steps]
+        if not fits:
+            misses += 1
+            continue
+        best = min(fits, key=room.__getitem__)
+        packed[best].append(example)
+        room[best] -= example.steps
+    return packed
+
+
+def to_batch(rows: Sequence[Sequence[Weighted]], length: int) -> Batch:
+    """Packed rows as one `Batch` of `[rows, length]`; each token's target is its next.
+
+    Every example is a segment of its own, numbered from 1, with positions from 0.
+    """
+    whole, fractions = np.int32, np.float32
+    inputs, targets, positions, segments = (
+        np.zeros((len(rows), length), whole) for _ in range(4)
+    )
+    weights = np.zeros((len(rows), length), fractions)
+    for index, row in enumerate(rows):
+        start = 0
+        for segment, example in enumerate(row, start=1):
+            place = (index, slice(start, start + example.steps))
+            inputs[place] = example.ids[:-1]
+            targets[place] = example.ids[1:]
+            weights[place] = example.weights[1:]
+            positions[place] = np.arange(example.steps)
+            segments[place] = segment
+            start += example.steps
+    return Batch(inputs, targets, positions, segments, weights)

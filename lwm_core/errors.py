@@ -1,0 +1,43 @@
+"""What can go wrong, by kind. A message is one line: what was wrong and what to do."""
+
+from __future__ import annotations
+
+
+class LwmError(Exception):
+    """Base of every error that lwm raises on purpose."""
+
+
+class UsageError(LwmError):
+    """What was asked for can't be meant: unknown name, missing path, impossible value."""
+
+
+class ConfigError(UsageError):
+    """A configuration key or value is wrong; the message names the key."""
+
+
+class ModelNotFound(UsageError):
+    """No model of that name; the message suggests the nearest."""
+
+
+class ContextTooLong(UsageError):
+    """The input does not fit the context; the message says what would fit."""
+
+
+class MediaError(LwmError):
+    """A picture or clip that can't be understood."""
+
+
+class FormatError(LwmError):
+    """A weight, tokenizer or configuration file that is not what it should be."""
+
+
+class OutputError(LwmError):
+    """A result that can't be written."""
+
+
+class DownloadError(LwmError):
+    """A model that can't be fetched."""
+
+
+class TrainingError(LwmError):
+    """Training that can't start or go on."""

@@ -1,0 +1,81 @@
+"""The small layers of LLaMA: linear map, RMS norm, rotary embedding, SwiGLU."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x [..., in]` times `weight [out, in]` (Hugging Face's layout), summed in float32.
+
+    The product is taken in two dimensions because XLA's CPU backend is slow to differentiate
+    products of more. Returns `[..., out]` in the dtype of `x`.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    product = jax.lax.dot_general(
+        rows, weight.astype(x.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return product.astype(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm (Zhang and Sennrich 2019) of the last axis, computed in float32."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * scale).astype(x.dtype) * weight.astype(x.dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """Rotary frequencies `theta^(-2i / head_dim)`, float64 `[head_dim / 2]`.
+
+    The original LWM formed them in float32 where theta fits 16 bits and in float64 above (its
+    array library promoted by the value of theta); at a million tokens the difference is visible,
+    and the published weights were trained with it.
+    """
+    dtype = np.float32 if theta < 2**16 else np.float64
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return (1 / np.power(dtype(theta), exponents.astype(dtype))).astype(np.float64)
+
+
+def _product(x: jax.Array, high: np.ndarray, low: np.ndarray) -> jax.Array:
+    """`x * (high + low)` rounded once to float32, by Dekker's exact product (1971)."""
+
+    def split(value: jax.Array) -> tuple[jax.Array, jax.Array]:
+        top = jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=11)
+        return top, value - top
+
+    product = x * high
+    (x_top, x_rest), (high_top, high_rest) = split(x), split(jnp.asarray(high))
+    error = x_top * high_top - product
+    error = error + x_top * high_rest + x_rest * high_top + x_rest * high_rest
+    return product + (error + x * low)
+
+
+def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary angles (Su et al. 2021), float32 `[B, T, head_dim / 2]`.
+
+    As in the original, `position * frequency` is formed exactly and rounded once to float32.
+    """
+    frequencies = rope_frequencies(head_dim, theta)
+    high = frequencies.astype(np.float32)
+    low = (frequencies - high).astype(np.float32)
+    angles = _product(positions.astype(jnp.float32)[..., None], high, low)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate component j with component j + H/2 (Hugging Face's order) in float32.
+
+    `x [B, T, heads, H]`, tables `[B, T, H/2]`; returns the shape and dtype of `x`.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+    """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)`."""
+    return linear(jax.nn.silu(linear(x, gate)) * linear(x, up), down)

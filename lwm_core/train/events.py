@@ -1,0 +1,18 @@
+"""What training reports: one event a step, one for each checkpoint and for the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainEvent:
+    """`kind` at `step` of `total`; metrics are numbers by name, `path` what was written."""
+
+    kind: Literal["start", "step", "checkpoint", "done"]
+    step: int
+    total: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    path: str = ""

@@ -1,0 +1,198 @@
+"""What is trained: a job knows its batches, its step, and how its result is written."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lwm_core import checkpoint, transformer, vqgan, world
+from lwm_core.config import ModelConfig
+from lwm_core.data.lessons import Lessons
+from lwm_core.errors import ConfigError
+from lwm_core.needle import read_haystack
+from lwm_core.tokenizer import Tokenizer, train_tokenizer
+from lwm_core.tokens import SYSTEM, FrameLayout
+from lwm_core.train.image import image_step, initial_state
+from lwm_core.train.language import LanguageState, language_step
+from lwm_core.train.optimizer import make_optimizer
+from lwm_core.train.recipe import ImageRecipe, LanguageRecipe
+from lwm_core.types import Batch
+
+FRAMES_OF_A_SCENE = 2
+"""So many pictures are taken from each scene that an image tokenizer learns from."""
+
+
+class Job(Protocol):
+    """One training: batches by number, a step that takes its state, and what comes out."""
+
+    steps: int
+    save_every: int
+
+    def initial_state(self) -> Any:
+        """State before the first step."""
+
+    def batch(self, index: int) -> Any:
+        """Batch number `index`: a function of the recipe and the number alone."""
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
+        """One update; the state that goes in is used up."""
+
+    def size(self, batch: Any) -> tuple[str, int]:
+        """What a batch counts, and how many of it: pictures or tokens."""
+
+    def export(self, state: Any, directory: Path) -> None:
+        """Write what has been learned so far."""
+
+
+class ImageJob:
+    """An image tokenizer learns from single pictures of the world."""
+
+    def __init__(self, recipe: ImageRecipe, output: Path):
+        self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
+        optimizer = make_optimizer(recipe.optimizer, recipe.steps)
+        self._graph, self._start = initial_state(recipe.model, optimizer, recipe.seed)
+        step = partial(image_step, self._graph, optimizer, recipe.seed)
+        self.step = jax.jit(step, donate_argnums=0)
+
+    def initial_state(self) -> Any:
+        return self._start
+
+    def batch(self, index: int) -> np.ndarray:
+        """Pictures, float32 `[batch, size, size, 3]` in [-1, 1]."""
+        rng = np.random.default_rng((self.recipe.seed, index))
+        pictures: list[np.ndarray] = []
+        while len(pictures) < self.recipe.batch:
+            frames = int(rng.integers(1, 9))
+            purpose = "see" if rng.random() < 0.5 else "make"
+            scene = world.sample_scene(rng, frames=frames, purpose=purpose)
+            chosen = rng.permutation(frames)[:FRAMES_OF_A_SCENE]
+            pictures.extend(scene.render(self.recipe.model.resolution)[chosen])
+        return vqgan.to_unit(np.stack(pictures[: self.recipe.batch]))
+
+    def size(self, batch: np.ndarray) -> tuple[str, int]:
+        return "pictures", len(batch)
+
+    def export(self, state: Any, directory: Path) -> None:
+        model = nnx.merge(self._graph, state.params)
+        with checkpoint.new_directory(directory, force=True) as folder:
+            checkpoint.write_vqgan(folder / "vqgan", model)
+
+
+class LanguageJob:
+    """A transformer learns from packed lessons, stage after stage."""
+
+    def __init__(self, recipe: LanguageRecipe, output: Path):
+        self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
+        prose = "".join(
+            passage
+            for path in recipe.prose or (None,)
+            for passage in read_haystack(Path(path) if path else None)
+        )
+        source = Path(recipe.start_from) if recipe.start_from else None
+        self.image = checkpoint.read_vqgan(source or Path(recipe.image_tokenizer or "."))
+        if recipe.image_tokenizer and self.image is None:
+            raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
+        self._tokenizer_path = _tokenizer(recipe, source, output, prose)
+        self._tokenizer = Tokenizer.load(self._tokenizer_path)
+        self.config = (
+            checkpoint.read_config(source) if source else self._config(self._tokenizer.vocab_size)
+        )
+        self._source = source
+        self._optimizer = make_optimizer(recipe.optimizer, recipe.steps)
+        self._lessons = Lessons(
+            self._tokenizer,
+            FrameLayout.of(self.config),
+            self._encode,
+            self.image.config.resolution if self.image else 0,
+            prose,
+        )
+        step = partial(language_step, self.config, self._optimizer, jnp.dtype(recipe.dtype))
+        self.step = jax.jit(step, donate_argnums=0)
+
+    def _config(self, text_vocab: int) -> ModelConfig:
+        size = self.recipe.model
+        assert size is not None  # the recipe has checked it
+        vision: dict[str, int] = {}
+        if self.image:
+            codes, grid = self.image.config.codes, self.image.config.grid
+            vision = {
+                "vision_vocab": codes + 2,
+                "vision_codes": codes,
+                "frame_codes": grid * grid,
+            }
+        return ModelConfig(
+            text_vocab=text_vocab,
+            hidden=size.hidden,
+            intermediate=size.intermediate,
+            layers=size.layers,
+            heads=size.heads,
+            kv_heads=size.kv_heads or size.heads,
+            head_dim=size.hidden // size.heads,
+            max_length=size.max_length,
+            rope_theta=size.rope_theta,
+            tie_embeddings=size.tie_embeddings,
+            **vision,
+        )
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        if self.image is None:
+            raise ConfigError("stages.mix: pictures need an image_tokenizer")
+        return np.asarray(vqgan.encode(self.image, vqgan.to_unit(frames)))
+
+    def initial_state(self) -> LanguageState:
+        if self._source:
+            weights = dict(checkpoint.read_weights(self._source, self.config))
+            cast = {name: jnp.asarray(w.astype(np.float32)) for name, w in weights.items()}
+            params = transformer.nest(cast)
+        else:
+            params = transformer.init(self.config, jax.random.key(self.recipe.seed))
+        return LanguageState(jnp.int32(0), params, self._optimizer.init(params))
+
+    def batch(self, index: int) -> Batch:
+        return self._lessons.batch(self.recipe.stage_at(index), self.recipe.seed, index)
+
+    def size(self, batch: Batch) -> tuple[str, int]:
+        return "tokens", int((batch.segments > 0).sum())
+
+    def export(self, state: LanguageState, directory: Path) -> None:
+        checkpoint.write_model(
+            directory,
+            self.config,
+            iter(transformer.to_numpy(state.params).items()),
+            tokenizer=self._tokenizer_path,
+            image=self.image,
+            defaults=self.recipe.defaults,
+            force=True,
+        )
+
+
+def _tokenizer(recipe: LanguageRecipe, source: Path | None, output: Path, prose: str) -> Path:
+    """The tokenizer's file: that of the model to start from, or one trained on what is taught."""
+    if source:
+        return source / "tokenizer.model"
+    path = output / "tokenizer.model"
+    if not path.exists():
+        train_tokenizer(_texts(prose), path, recipe.tokenizer)
+    return path
+
+
+def _texts(prose: str) -> list[str]:
+    """Texts that show how often each word will be met: the world's words and the prose."""
+    texts = [line for line in prose.splitlines() if line.strip()]
+    examples = world.stream(0, prose, size=8, frames=(1, 4), characters=(100, 200))
+    for _ in range(4000):
+        for question, answer in next(examples).exchanges:
+            texts += [f"{SYSTEM} USER: {question} ASSISTANT: <vision>", answer]
+            texts.append("Generate an image of a video of")
+    return texts
+
+
+def make_job(recipe: ImageRecipe | LanguageRecipe, output: Path) -> Job:
+    """The job that a recipe describes."""
+    return (ImageJob if isinstance(recipe, ImageRecipe) else LanguageJob)(recipe, output)  # type: ignore[arg-type]

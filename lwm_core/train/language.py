@@ -1,0 +1,92 @@
+"""Training the transformer: the two-part loss of text and vision, and one donated step."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lwm_core.config import ModelConfig
+from lwm_core.transformer import Params, hidden_states, logits_of
+from lwm_core.types import Batch
+
+LOSS_BLOCK = 2048
+"""Tokens whose logits exist at a time."""
+
+
+class LanguageState(struct.PyTreeNode):
+    """Weights and optimizer moments after `step` updates."""
+
+    step: jax.Array
+    params: Params
+    moments: Any
+
+
+def token_losses(params: Params, config: ModelConfig, hidden: jax.Array, targets: jax.Array):
+    """Negative log-likelihood of each target within its own modality, float32 `[B, T]`.
+
+    A text target is predicted among the text ids, a vision target among the vision ids. Logits are
+    made for a block of tokens at a time, and again in the backward pass.
+    """
+    ranges = [(0, config.text_vocab)]
+    if config.vision_vocab:
+        ranges.append((config.text_vocab, config.vocab))
+
+    @jax.checkpoint
+    def block(parts: tuple[jax.Array, jax.Array]) -> jax.Array:
+        rows, ids = parts
+        loss = jnp.zeros(ids.shape, jnp.float32)
+        for low, high in ranges:
+            logits = logits_of(params, rows, slice(low, high))
+            inside = (ids >= low) & (ids < high)
+            chosen = jnp.clip(ids - low, 0, high - low - 1)
+            found = optax.softmax_cross_entropy_with_integer_labels(logits, chosen)
+            loss = jnp.where(inside, found, loss)
+        return loss
+
+    count = targets.size
+    size = LOSS_BLOCK if count % LOSS_BLOCK == 0 else count
+    rows = hidden.reshape(-1, size, hidden.shape[-1])
+    return jax.lax.map(block, (rows, targets.reshape(-1, size))).reshape(targets.shape)
+
+
+def language_loss(
+    params: Params, config: ModelConfig, batch: Batch, *, dtype: jnp.dtype, attention: str = "auto"
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Half the mean text loss plus half the mean vision loss, as in the original.
+
+    Each mean is over the targets' weights; without vision targets (or text) it is the other alone.
+    """
+    hidden, _ = hidden_states(params, config, batch.tokens, dtype=dtype, attention=attention)
+    losses = token_losses(params, config, hidden, batch.targets)
+    vision = batch.targets >= config.text_vocab
+    metrics, parts, present = {}, [], []
+    for name, mask in (("text_loss", ~vision), ("vision_loss", vision)):
+        weights = batch.weights * mask
+        total = weights.sum()
+        mean = (losses * weights).sum() / jnp.maximum(total, 1e-10)
+        metrics[name] = mean
+        parts.append(mean)
+        present.append((total > 0).astype(jnp.float32))
+    loss = sum(parts) / jnp.maximum(sum(present), 1.0)
+    return loss, {"loss": loss, **metrics}
+
+
+def language_step(
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    dtype: jnp.dtype,
+    state: LanguageState,
+    batch: Batch,
+) -> tuple[LanguageState, dict[str, jax.Array]]:
+    """One update; returns the next state and metrics."""
+    loss = partial(language_loss, config=config, batch=batch, dtype=dtype)
+    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    updates, moments = optimizer.update(gradients, state.moments, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics["gradient_norm"] = optax.global_norm(gradients)
+    return LanguageState(state.step + 1, params, moments), metrics

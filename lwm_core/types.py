@@ -1,0 +1,78 @@
+"""Values that flow between the parts, and the one alphabet of shapes.
+
+    B  batch (rows)           N  query heads            D  hidden size
+    T  query length           K  key/value heads        F  feed-forward size
+    S  key length             H  size of one head       L  layers
+    V  vocabulary (text ids, then vision ids)
+
+Positions say what is causal and segments say what belongs together: a query sees a key when both
+have the same segment and the key's position is not later. Segment 0 is padding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from flax import struct
+
+
+class Tokens(struct.PyTreeNode):
+    """Ids with the positions and segments that say what they can see; each int32 `[B, T]`."""
+
+    ids: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+
+
+class KVCache(struct.PyTreeNode):
+    """Keys and values of every layer, `[L, B, S, K, H]`, with their places, int32 `[B, S]`.
+
+    `length` (int32 scalar) counts the slots in use; free slots have segment 0, which no real
+    token sees.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    positions: jax.Array
+    segments: jax.Array
+    length: jax.Array
+
+
+class Batch(struct.PyTreeNode):
+    """One training batch, each `[B, T]`: what goes in, what should come out, and how much it counts.
+
+    `inputs`, `targets`, `positions`, `segments` are int32; `weights` is float32.
+    """
+
+    inputs: jax.Array | np.ndarray
+    targets: jax.Array | np.ndarray
+    positions: jax.Array | np.ndarray
+    segments: jax.Array | np.ndarray
+    weights: jax.Array | np.ndarray
+
+    @property
+    def tokens(self) -> Tokens:
+        """The model's input."""
+        return Tokens(self.inputs, self.positions, self.segments)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long piece of work is: `done` of `total`, counted in `unit`."""
+
+    phase: str
+    done: int
+    total: int
+    unit: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture as it comes: uint8 `[height, width, 3]`, frame `index` of the film in `row`."""
+
+    row: int
+    index: int
+    pixels: np.ndarray
+    complete: bool

@@ -1,0 +1,216 @@
+"""Scenes of one or two shapes on a plain ground, each going its own way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lwm_core.world import words
+from lwm_core.world.canvas import Canvas
+from lwm_core.world.colours import GROUND_COLOURS, SHAPE_COLOURS, Colour, canonical, nearby
+from lwm_core.world.scenes import Purpose, Scene, finish, noise_seed
+from lwm_core.world.shapes import SHAPES, coverage
+
+LEAST_CONTRAST = 0.25  # between a shape and its ground, in RGB of 0..1
+LARGEST = 0.5  # diameter of a lone shape
+STEP = 0.05  # what a thing in a scene to make moves from frame to frame
+WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Actor:
+    """One shape on its way: centre `[F, 2]` and diameter `[F]` in parts of the picture's side."""
+
+    thing: words.Thing
+    colour: Colour
+    centre: np.ndarray
+    diameter: np.ndarray
+    angle: float  # radians
+    variant: float  # 0..1, see shapes.py
+
+
+@dataclass(frozen=True)
+class ShapeScene(Scene):
+    """One or two shapes over a plain ground."""
+
+    frames: int
+    actors: tuple[Actor, ...]
+    ground: str
+    ground_colour: Colour
+    noise_seed: int | None = None
+
+    def render(self, size: int) -> np.ndarray:
+        """Frames as uint8 `[frames, size, size, 3]`, with the noise that belongs to the scene."""
+        canvas = Canvas(self.frames, size, self.ground_colour)
+        for actor in self.actors:
+            covered = coverage(
+                canvas, actor.thing.shape, actor.centre, actor.diameter, actor.angle, actor.variant
+            )
+            canvas.paint(covered, actor.colour)
+        return finish(canvas, self.noise_seed)
+
+    @property
+    def story(self) -> words.Story:
+        """The names of what is in it."""
+        return words.Story(tuple(a.thing for a in self.actors), self.ground, self.frames > 1)
+
+    def caption(self) -> str:
+        """`a red circle moving left on a black background`."""
+        return words.caption(self.story)
+
+    def prompt(self, rng: np.random.Generator) -> str:
+        """A wish for this scene, as a user would type it."""
+        return words.prompt(self.story, rng, big=all(a.diameter[0] > 0.38 for a in self.actors))
+
+    def questions(self, rng: np.random.Generator, count: int) -> list[words.Exchange]:
+        """Questions with answers; the first is the overall one."""
+        return words.questions(self.story, rng, count)
+
+
+def sample_shapes(rng: np.random.Generator, *, frames: int, purpose: Purpose) -> ShapeScene:
+    """A random scene of one or two shapes."""
+    count = 2 if rng.random() < (0.25 if purpose == "see" else 0.05) else 1
+    ground, ground_colour = _ground(rng, purpose)
+    things = _things(rng, count, ground, still=0.5 if purpose == "make" and frames == 1 else 0.1)
+    paths = _paths(rng, things, frames, purpose)
+    actors = []
+    for thing, (centre, diameter) in zip(things, paths, strict=True):
+        tilted = purpose == "see" and rng.random() < 0.15
+        actors.append(
+            Actor(
+                thing,
+                _visible_colour(rng, thing.colour, ground_colour, purpose),
+                centre[:frames],
+                diameter[:frames],
+                rng.uniform(-0.25, 0.25) if tilted else 0.0,
+                _variant(rng, thing.shape),
+            )
+        )
+    return ShapeScene(frames, tuple(actors), ground, ground_colour, noise_seed(rng, purpose))
+
+
+def _ground(rng: np.random.Generator, purpose: Purpose) -> tuple[str, Colour]:
+    """Black is most usual, then gray, then colours (white among them)."""
+    draw = rng.random()
+    name = (
+        "black" if draw < 0.38 else "gray" if draw < 0.62 else words.pick(rng, GROUND_COLOURS[2:])
+    )
+    return name, _colour(rng, name, purpose)
+
+
+def _colour(rng: np.random.Generator, name: str, purpose: Purpose) -> Colour:
+    choose = canonical if purpose == "make" or rng.random() < 0.5 else nearby
+    return choose(name, rng)
+
+
+def _visible_colour(
+    rng: np.random.Generator, name: str, ground: Colour, purpose: Purpose
+) -> Colour:
+    """A colour called `name` that stands out from the ground."""
+    for _ in range(8):
+        colour = _colour(rng, name, purpose)
+        if np.abs(np.subtract(colour, ground)).max() >= LEAST_CONTRAST:
+            break
+    return colour
+
+
+def _things(
+    rng: np.random.Generator, count: int, ground: str, *, still: float
+) -> list[words.Thing]:
+    """Shapes that differ from the ground in colour and from each other in colour or shape.
+
+    Wishes for pictures are mostly of things that stand `still` (the share of them).
+    """
+    colours = [name for name in SHAPE_COLOURS if name != ground]
+    motions = (*words.DIRECTIONS * 2, "grow", "shrink")
+    things: list[words.Thing] = []
+    while len(things) < count:
+        motion = "still" if rng.random() < still else words.pick(rng, motions)
+        thing = words.Thing(words.pick(rng, colours), words.pick(rng, SHAPES), motion)
+        if all(thing.name != other.name for other in things):
+            things.append(thing)
+    return things
+
+
+def _variant(rng: np.random.Generator, shape: str) -> float:
+    """Most programs fill the square's box; of triangles and stars all forms are usual."""
+    return 1.0 if shape == "square" and rng.random() < 0.7 else float(rng.random())
+
+
+Path = tuple[np.ndarray, np.ndarray]  # centre [F, 2] and diameter [F]
+
+
+def _paths(
+    rng: np.random.Generator, things: list[words.Thing], frames: int, purpose: Purpose
+) -> list[Path]:
+    """A path for every shape, such that they don't touch in the first frame."""
+    largest = LARGEST if len(things) == 1 else 0.36
+    for _ in range(60):
+        paths = [_path(rng, thing.motion, frames, purpose, largest) for thing in things]
+        if len(paths) == 1 or _apart(*paths):
+            break
+    return paths
+
+
+def _apart(one: Path, other: Path) -> bool:
+    """Whether two shapes don't touch in the first frame."""
+    gap = np.hypot(*(one[0][0] - other[0][0]))
+    return bool(gap > 0.56 * (one[1][0] + other[1][0]))
+
+
+def _path(
+    rng: np.random.Generator, motion: str, frames: int, purpose: Purpose, largest: float
+) -> Path:
+    """Where a shape is and how big it is, frame by frame; always wholly inside the picture."""
+    planned = frames if frames > 1 else int(rng.integers(8, 17))  # a picture begins a clip
+    course = _course(rng, planned, purpose)
+    sizes = _sizes(rng, motion, planned, purpose, largest)
+    diameter = sizes[0] + (sizes[1] - sizes[0]) * course
+    room = 1 - max(sizes)
+    travel = np.zeros(2)
+    if motion in WAYS:
+        travel = np.array(WAYS[motion]) * _distance(rng, room, planned, purpose)
+    first, last = np.maximum(0, -travel), room - np.maximum(0, travel)
+    margin = 0.25 if purpose == "make" and largest == LARGEST else 0
+    start = first + (last - first) * rng.uniform(margin, 1 - margin, 2)
+    centre = max(sizes) / 2 + start + course[:, None] * travel
+    return centre[:frames], diameter[:frames]
+
+
+def _sizes(
+    rng: np.random.Generator, motion: str, frames: int, purpose: Purpose, largest: float
+) -> tuple[float, float]:
+    """The first and the last diameter."""
+    if motion not in ("grow", "shrink"):
+        size = rng.uniform(0.1 if purpose == "see" else min(0.25, largest), largest)
+        return size, size
+    if purpose == "see":
+        small = rng.uniform(0.1, largest / 1.5)
+        big = rng.uniform(1.5 * small, largest)
+    else:
+        small = rng.uniform(0.15, 0.2)
+        big = min(largest, small + max(0.12, 0.7 * STEP * (frames - 1)))
+    return (small, big) if motion == "grow" else (big, small)
+
+
+def _distance(rng: np.random.Generator, room: float, frames: int, purpose: Purpose) -> float:
+    """How far a shape moves over the clip."""
+    if purpose == "make":
+        return min(room, max(0.25, STEP * (frames - 1)))
+    return rng.uniform(min(0.15 if rng.random() < 0.15 else 0.25, room), room)
+
+
+def _course(rng: np.random.Generator, frames: int, purpose: Purpose) -> np.ndarray:
+    """How much of its way a shape has gone, `[F]` from 0 to 1: mostly steady."""
+    time = np.linspace(0, 1, frames)
+    style = rng.random()
+    if purpose == "make" or style < 0.55:
+        return time
+    if style < 0.7:  # frames taken at uneven times
+        return np.sort(np.concatenate([[0, 1], rng.random(len(time) - 2)])) * 0.6 + time * 0.4
+    if style < 0.8:  # slow at both ends
+        return time * time * (3 - 2 * time)
+    if style < 0.9:  # stops at a border or where it arrives
+        return np.minimum(1, time * rng.uniform(1.1, 1.7))
+    return np.maximum(0, 1 - (1 - time) * rng.uniform(1.1, 1.5))  # waits before it starts

@@ -1,0 +1,73 @@
+"""The endless stream: numbered examples of everything the embedded model learns from.
+
+Example `index` of a stream is a function of the seed and the index alone, so that a stream
+can be resumed anywhere and shared out among workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lwm_core.world import dialogue, retrieval
+from lwm_core.world.landscapes import sample_landscape
+from lwm_core.world.scenes import Purpose, Scene
+from lwm_core.world.shape_scenes import sample_shapes
+from lwm_core.world.words import Exchange
+
+LANDSCAPE_SHARE = 0.2
+MIX = {"see": 0.4, "make": 0.3, "dialogue": 0.1, "retrieval": 0.2}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn from.
+
+    `see`: frames and exchanges about them. `make`: one exchange whose answer is the frames
+    (its text is empty). `dialogue`: exchanges. `retrieval`: one exchange.
+    """
+
+    kind: str
+    exchanges: list[Exchange]
+    frames: np.ndarray | None = None  # uint8 [F, size, size, 3]
+
+
+def sample_scene(rng: np.random.Generator, *, frames: int, purpose: Purpose) -> Scene:
+    """A random scene: mostly shapes, sometimes one of the landscapes."""
+    sample = sample_landscape if rng.random() < LANDSCAPE_SHARE else sample_shapes
+    return sample(rng, frames=frames, purpose=purpose)
+
+
+def stream(
+    seed: int,
+    haystack: str,
+    *,
+    size: int = 64,
+    frames: tuple[int, int] = (1, 16),
+    characters: tuple[int, int] = (200, 6000),
+    mix: Mapping[str, float] = MIX,
+    start: int = 0,
+) -> Iterator[Example]:
+    """Examples number `start`, `start + 1`, … of the kinds in `mix` (name → share).
+
+    `frames` and `characters` are the least and the most of a clip and of a retrieval text.
+    """
+    kinds, shares = list(mix), np.array(list(mix.values()))
+    index = start
+    while True:
+        rng = np.random.default_rng((seed, index))
+        kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
+        if kind == "dialogue":
+            yield Example(kind, dialogue.sample(rng))
+        elif kind == "retrieval":
+            length = int(np.exp(rng.uniform(*np.log(characters))))
+            yield Example(kind, [retrieval.sample(rng, haystack, characters=length)])
+        else:
+            length = int(rng.integers(frames[0], frames[1] + 1))
+            purpose: Purpose = "see" if kind == "see" else "make"
+            scene = sample_scene(rng, frames=length, purpose=purpose)
+            asked = scene.questions(rng, 3) if kind == "see" else [(scene.prompt(rng), "")]
+            yield Example(kind, asked, scene.render(size))
+        index += 1

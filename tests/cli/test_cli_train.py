@@ -1,0 +1,110 @@
+"""`lwm train`: recipes, settings, and what is shown of the events."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lwm_cli import app
+from lwm_cli.train import complete_recipe
+from lwm_core.train.events import TrainEvent
+
+RECIPE = """
+kind = "image"
+steps = 20
+batch = 4
+[model]
+base_channels = 32
+channel_mult = [1, 2]
+[optimizer]
+rate = 1e-3
+"""
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
+    """Every played training: (recipe, output, resume)."""
+    trained: list[tuple[Any, ...]] = []
+
+    def train(recipe: dict[str, Any], *, output: Path, resume: bool) -> Iterator[TrainEvent]:
+        trained.append((recipe, output, resume))
+        for step in (1, 2):
+            yield TrainEvent("step", step, 2, {"loss": 1.23456 / step})
+        yield TrainEvent("checkpoint", 2, 2, path="out/2")
+
+    monkeypatch.setattr("lwm_core.train.train", train)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    return trained
+
+
+def test_a_file_and_its_output(
+    trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["train", "tiny.toml"]) == 0
+    assert trained == [(tomllib.loads(RECIPE), Path("runs/tiny"), False)]
+    said = capsys.readouterr()
+    assert said.out == "out/2\n"
+    assert said.err.splitlines() == ["step 1/2  loss 1.235", "checkpoint 2/2"]
+
+
+def test_dry_run_shows_all_settings(
+    trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["train", "tiny.toml", "--dry-run", "--set", "seed=7"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["steps"], shown["seed"], shown["model"]["groups"]) == (20, 7, 32)
+    assert not trained
+
+
+def test_recipes_of_the_package_are_valid_and_complete(
+    trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = complete_recipe("nano")
+    assert set(names) >= {"nano", "nano-vqgan"}
+    for name in names:
+        assert app.main(["train", name, "--dry-run"]) == 0
+
+
+def test_settings(trained: list[tuple[Any, ...]]) -> None:
+    changes = ["steps=5", "model.channel_mult.1=4", "optimizer.rate = 2e-3", "model.groups=16"]
+    arguments = [word for change in changes for word in ("--set", change)]
+    assert app.main(["train", "tiny.toml", *arguments, "-o", "out", "--resume"]) == 0
+    recipe, output, resume = trained[0]
+    assert recipe["steps"] == 5
+    assert recipe["model"] == {"base_channels": 32, "channel_mult": [1, 4], "groups": 16}
+    assert recipe["optimizer"] == {"rate": 2e-3}
+    assert (output, resume) == (Path("out"), True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.toml"], "can't open missing.toml"),
+        (["broken.toml"], "broken.toml: "),
+        (["."], "can't open ."),
+        (["tiny.toml", "--set", "steps"], "--set steps"),
+        (["tiny.toml", "--set", "=3"], "--set =3"),
+        (["tiny.toml", "--set", "steps=many"], "steps: int is needed, not 'many'"),
+        (["tiny.toml", "--set", "model.channel_mult.2=4"], "no such place"),
+        (["tiny.toml", "--set", "model.layers=3"], "model.layers"),
+        (["tiny.toml", "--set", "steps.more=3"], "no such place"),
+    ],
+)
+def test_mistakes(
+    arguments: list[str],
+    words: str,
+    trained: list[tuple[Any, ...]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("broken.toml").write_text("steps = \n")
+    assert app.main(["train", *arguments]) == app.WRONG_USAGE
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not trained

@@ -1,0 +1,90 @@
+"""The layers against the original's numbers and against their formulas in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm_core.layers import linear, rms_norm, rope_tables, rotate, swiglu
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def to_halves(x: np.ndarray) -> np.ndarray:
+    """Components `2j, 2j+1`, the original's pairs, to `j, j + H/2`, ours."""
+    return np.concatenate([x[..., 0::2], x[..., 1::2]], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "theta"), [(16, 10_000), (16, 50_000_000), (128, 10_000_000), (128, 50_000_000)]
+)
+def test_rope_tables_equal_the_original(reference: Path, head_dim: int, theta: int) -> None:
+    """At positions up to a million, where the rounding of the angle is visible."""
+    with np.load(reference / "rope.npz") as golden:
+        name = f"hd{head_dim}_theta{theta}"
+        positions = golden[f"{name}.positions"]
+        tables = jax.jit(rope_tables, static_argnums=(1, 2))(positions[None], head_dim, theta)
+        assert positions.max() == (1_048_575 if head_dim == 128 else 4095)
+        for table, part in zip(tables, ("cos", "sin"), strict=True):
+            np.testing.assert_allclose(table[0], golden[f"{name}.{part}"], atol=1e-6, rtol=0)
+
+
+def test_rotation_equals_the_original(reference: Path) -> None:
+    with np.load(reference / "rope.npz") as golden:
+        q = golden["apply.q"]
+        tables = rope_tables(golden["apply.positions"], q.shape[-1], float(golden["apply.theta"]))
+        for name in ("q", "k"):
+            ours = rotate(to_halves(golden[f"apply.{name}"]), *tables)
+            theirs = to_halves(golden[f"apply.{name}_out"])
+            np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+
+
+def test_rotated_products_depend_on_distance_only() -> None:
+    q, k = normal(1, 1, 2, 8), normal(1, 1, 2, 8, seed=1)
+
+    def score(at: int, other: int) -> jax.Array:
+        first, second = (rope_tables(jnp.array([[place]]), 8, 1e4) for place in (at, other))
+        return (rotate(q, *first) * rotate(k, *second)).sum(-1)
+
+    np.testing.assert_allclose(score(9, 4), score(105, 100), atol=1e-4)
+    assert np.abs(score(9, 4) - score(9, 5)).max() > 0.01
+
+
+def test_rms_norm() -> None:
+    x, weight = 5 * normal(3, 7, 32), normal(32, seed=1)
+    precise = x.astype(np.float64)
+    expected = precise / np.sqrt((precise**2).mean(-1, keepdims=True) + 1e-5) * weight
+    np.testing.assert_allclose(rms_norm(x, weight, 1e-5), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_rms_norm_of_bfloat16_is_computed_in_float32() -> None:
+    x = jnp.asarray(100 * normal(4, 64), jnp.bfloat16)
+    normed = rms_norm(x, jnp.ones(64), 1e-6)
+    assert normed.dtype == jnp.bfloat16
+    expected = rms_norm(x.astype(jnp.float32), jnp.ones(64), 1e-6).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(normed, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear(dtype: str) -> None:
+    x, weight = jnp.asarray(normal(2, 3, 64), dtype), normal(5, 64, seed=1)
+    y = linear(x, weight)
+    assert (y.shape, y.dtype) == ((2, 3, 5), dtype)
+    rounded = np.asarray(jnp.asarray(weight, dtype), np.float64)
+    expected = np.asarray(x, np.float64) @ rounded.T
+    tolerance = 1e-4 if dtype == "float32" else 0.1  # one rounding of a sum of about ten
+    np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=tolerance)
+
+
+def test_swiglu() -> None:
+    x, gate = normal(2, 3, 8), normal(12, 8, seed=1)
+    up, down = normal(12, 8, seed=2), normal(8, 12, seed=3)
+    opened = x.astype(np.float64) @ gate.T
+    expected = (opened / (1 + np.exp(-opened)) * (x @ up.T)) @ down.T
+    np.testing.assert_allclose(swiglu(x, gate, up, down), expected, rtol=1e-4, atol=1e-4)

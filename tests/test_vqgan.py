@@ -1,0 +1,118 @@
+"""The image tokenizer computes what the original computes, under other names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm_core import vqgan
+from lwm_core.config import VQConfig
+from lwm_core.errors import FormatError
+from lwm_core.formats.vqgan_names import our_name, rename_lwm_vqgan
+from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
+
+SMALL = VQConfig(
+    resolution=16, base_channels=8, channel_mult=(1, 2), res_blocks=1, latent_channels=4,
+    codes=16, code_dim=4, groups=4,
+)  # fmt: skip
+
+
+def open_original(path: Path) -> vqgan.VQGAN:
+    sizes = json.loads(path.with_name("config.json").read_text())
+    config, weights = load_lwm_vqgan(path, resolution=sizes["resolution"])
+    return vqgan.from_tensors(config, rename_lwm_vqgan(config, weights))
+
+
+def assert_golden(path: Path) -> None:
+    """Latents, codes and pixels of a model of the original beside the numbers in golden.npz."""
+    model = open_original(path)
+    with np.load(path.with_name("golden.npz")) as file:
+        golden = dict(file)
+
+    def close(ours: Any, theirs: str) -> None:
+        np.testing.assert_allclose(ours, golden[theirs], atol=1e-4, rtol=0)
+
+    frames = len(golden["codes"])
+    pixels = jnp.asarray(golden["pixel_values"])
+    close(model.encoder(pixels), "encoder_out")
+    close(model.latents(pixels), "pre_quant")
+    codes = np.asarray(vqgan.encode(model, pixels)).reshape(golden["codes"].shape)
+    certain = golden["code_margins"] > 1e-3
+    assert certain.mean() > 0.9
+    np.testing.assert_array_equal(codes[certain], golden["codes"][certain])
+    np.testing.assert_array_equal(codes, model.nearest(jnp.asarray(golden["pre_quant"])))
+
+    close(vqgan.decode(model, golden["codes"].reshape(frames, -1)), "recon_from_codes")
+    random = golden["random_codes"].reshape(frames, -1)
+    made = vqgan.decode(model, random)
+    close(made, "random_codes_recon")
+    vectors = model.codebook[...][golden["random_codes"]]
+    close(model.decode_latents(vectors), "random_codes_recon_unclipped")
+    scaled = (golden["random_codes_recon"] + 1) * 127.5
+    uncertain = np.abs(scaled - scaled.round()) < 0.02
+    assert (uncertain | (vqgan.to_bytes(made) == golden["random_codes_uint8"])).all()
+
+
+def test_original(reference: Path) -> None:
+    assert_golden(reference / "vqgan/vqgan_params.pkl")
+
+
+def test_original_written_by_flax(shared: Path) -> None:
+    assert_golden(shared / "reference/vqgan_frozen/vqgan_params_frozendict_jaxarrays.pkl")
+
+
+def test_published_size(reference: Path) -> None:
+    """Every tensor of the published tokenizer, by name and shape, without making any."""
+    listed = json.loads((reference / "vqgan/full_size_param_shapes.json").read_text())
+    theirs = {
+        our_name(tuple(path.split("/"))): tuple(tensor["shape"])
+        for path, tensor in listed["params"].items()
+    }
+    ours = vqgan.shapes(VQConfig())
+    assert ours == theirs
+    assert sum(np.prod(shape) for shape in ours.values()) == listed["total_parameters"]
+    assert VQConfig().grid == 16
+
+
+def test_other_layers_are_refused(reference: Path) -> None:
+    config, weights = load_lwm_vqgan(reference / "vqgan/vqgan_params.pkl", resolution=32)
+    without = {name: part for name, part in weights.items() if name != "quant_conv"}
+    attention = {**weights, "encoder": {**weights["encoder"], "AttnBlock_0": {"bias": np.ones(3)}}}
+    larger = {**weights, "quantize": {"embeddings": np.ones((64, 17), np.float32)}}
+    deeper = {**weights, "quantize": {"embeddings": {"a": {"b": {"c": {"d": np.ones(2)}}}}}}
+    for broken, reason in [
+        (without, "quant_conv.*None, expected"),
+        (attention, "AttnBlock_0"),
+        (larger, r"codebook is \(64, 17\), expected \(64, 16\)"),
+        (deeper, "quantize/embeddings"),
+    ]:
+        with pytest.raises(FormatError, match=reason):
+            rename_lwm_vqgan(config, broken)
+
+
+def test_weights_go_out_and_come_back() -> None:
+    model = vqgan.create(SMALL, seed=3)
+    tensors = vqgan.to_tensors(model)
+    assert {name: tensor.shape for name, tensor in tensors.items()} == vqgan.shapes(SMALL)
+    again = vqgan.to_tensors(vqgan.from_tensors(SMALL, tensors))
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(again[name], tensor)
+
+
+def test_codes_beyond_the_codebook_count_as_the_last() -> None:
+    model = vqgan.create(SMALL)
+    beyond, last = (np.full((1, SMALL.grid**2), code, np.int32) for code in (99, SMALL.codes - 1))
+    np.testing.assert_array_equal(vqgan.decode(model, beyond), vqgan.decode(model, last))
+
+
+def test_bytes() -> None:
+    """Truncated, not rounded, as the original does; pixels that came from bytes return to them."""
+    values = np.array([-1.0, -0.99, 0.0, 0.999, 1.0], np.float32)
+    np.testing.assert_array_equal(vqgan.to_bytes(values), [0, 1, 127, 254, 255])
+    every = np.arange(256, dtype=np.uint8)
+    assert np.abs(vqgan.to_bytes(vqgan.to_unit(every)).astype(int) - every).max() <= 1
