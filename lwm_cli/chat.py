@@ -37,6 +37,7 @@ def run(
     seed: options.Seed = None,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    attention: options.Attention = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -55,7 +56,9 @@ def run(
     conversation.system = system or conversation.system
     attached = [(name, read_attachment(name, frames)) for name in attach or ()]
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(conversation.model, screen, mesh=mesh, dtype=dtype)
+        loaded = loading.load(
+            conversation.model, screen, mesh=mesh, dtype=dtype, attention=attention
+        )
         drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         sampling = loading.sampling_for("chat", loaded, **drawn, seed=loading.seed_or_random(seed))
         talk = Talk(loaded, conversation, screen, sampling, max_tokens)

@@ -19,6 +19,13 @@ def run(
     to: Annotated[
         Literal["lwm"], typer.Option("--to", help="Format to write; lwm is a model directory.")
     ] = "lwm",
+    like: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="A model of the same heads, rotary base and context, where the source is silent.",
+        ),
+    ] = None,
     dtype: options.Dtype = None,
     force: options.Force = False,
     quiet: options.Quiet = False,
@@ -29,8 +36,19 @@ def run(
 
     It goes tensor by tensor, so that a large model needs little memory.
     """
+    from lwm_core import backend
+
+    backend.prepare()  # before the next line brings in jax
     from lwm_core.convert import convert
 
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        convert(source, target, to=to, dtype=dtype, force=force, on_progress=screen.progress)
+        convert(
+            source,
+            target,
+            to=to,
+            like=like,
+            dtype=dtype,
+            force=force,
+            on_progress=screen.progress,
+        )
     typer.echo(target)

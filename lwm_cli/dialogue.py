@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lwm_cli.files import as_file, read_text
-from lwm_cli.session import Conversation, home, write_text
+from lwm_cli.session import Conversation, write_text
 from lwm_core.errors import LwmError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -143,19 +143,22 @@ class _LineEditor:
     """Reads lines, with editing keys and a history kept under LWM_HOME where Python has them."""
 
     def __enter__(self) -> _LineEditor:
+        from lwm_core.backend import home
+
+        self._history = home() / "history"
         with suppress(ImportError, OSError):
             import readline
 
             readline.set_history_length(HISTORY_LINES)
-            readline.read_history_file(home() / "history")
+            readline.read_history_file(self._history)
         return self
 
     def __exit__(self, *raised: object) -> None:
         with suppress(ImportError, OSError):
             import readline
 
-            home().mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(home() / "history")
+            self._history.parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(self._history)
 
     def read(self) -> str | None:
         """The next line without its surrounding blanks; None at the end of the input."""

@@ -27,6 +27,7 @@ def run(
     seed: options.Seed = None,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    attention: options.Attention = "auto",
     force: options.Force = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -43,7 +44,7 @@ def run(
     path = output or files.output_name(text, ".mp4")
     force = files.claim([path], VIDEO_SUFFIXES, force=force)
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype)
+        loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype, attention=attention)
         from lwm_core.generate import film
 
         seed = loading.seed_or_random(seed)

@@ -26,11 +26,16 @@ def load(name: str, screen: Screen, *, sees: bool = False, **settings: Any) -> L
 
     Raises UsageError if it should be one that `sees` and reads text only.
     """
+    from lwm_core import backend
+
+    backend.prepare()  # before the next line brings in jax
     from lwm_core.load import load_model
 
     model = load_model(name, on_progress=screen.progress, **settings)
     if sees and model.vqgan is None:
         raise UsageError(f"{model.name} knows text only; -m nano sees and makes pictures")
+    if model.hint:
+        screen.note(model.hint)
     if screen.verbose:
         screen.note(f"{model.name} · {model.config.max_length} tokens of context · {model.device}")
     return model

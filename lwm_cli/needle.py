@@ -40,6 +40,7 @@ def run(
     seed: options.Seed = 0,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    attention: options.Attention = "auto",
     as_json: options.AsJson = False,
     force: options.Force = False,
     quiet: options.Quiet = False,
@@ -66,7 +67,7 @@ def run(
         raise UsageError("the table goes to standard output; name a file for the heat map")
     force = files.claim([output] if output else [], PICTURE_SUFFIXES, force=force)
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(model, screen, mesh=mesh, dtype=dtype)
+        loaded = loading.load(model, screen, mesh=mesh, dtype=dtype, attention=attention)
         from lwm_core.types import Progress
 
         results: list[NeedleResult] = []

@@ -149,6 +149,12 @@ Dtype = Annotated[
     Literal["float32", "bfloat16"] | None,
     typer.Option("--dtype", help="Number format to compute in; by default what suits the device."),
 ]
+Attention = Annotated[
+    str,
+    typer.Option(
+        "--attention", metavar="WAY", help="Force a way to compute attention: dense, blockwise."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but the answer.")]

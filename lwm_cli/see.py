@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,6 +44,7 @@ def run(
     seed: options.Seed = None,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    attention: options.Attention = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -58,7 +59,7 @@ def run(
         question = piped_text(is_needed=False) or None
     clips = [_read(name, frames, start, end) for name in names]
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype)
+        loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype, attention=attention)
         drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         sampling = loading.sampling_for("see", loaded, **drawn, seed=loading.seed_or_random(seed))
         talk = Talk(loaded, Conversation(model, system), screen, sampling, max_tokens)
@@ -84,7 +85,7 @@ def split_question(words: Sequence[str]) -> tuple[list[str], str | None]:
     that was given.
     """
     *names, last = words
-    is_file = last == "-" or Path(last).exists() or re.fullmatch(r"\S*(/\S*[^?]|\.\w{1,5})", last)
+    is_file = last == "-" or os.path.exists(last) or re.fullmatch(r"\S*(/\S*[^?]|\.\w{1,5})", last)
     if not names or is_file:
         return list(words), None
     return names, last

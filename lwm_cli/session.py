@@ -8,26 +8,18 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lwm_core.errors import FormatError, UsageError
 
 Codes = list[list[int]]  # one clip: frames of image codes
 
 
-def home() -> Path:
-    """Where lwm keeps what it remembers: LWM_HOME, or `lwm` in the user's data directory."""
-    if chosen := os.environ.get("LWM_HOME"):
-        return Path(chosen).expanduser()
-    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    return Path(data) / "lwm"
-
-
 @dataclass(frozen=True)
 class Turn:
     """What one side said; `media` holds the clips that were shown, as codes of the model."""
 
-    role: str
+    role: Literal["system", "user", "assistant"]
     text: str
     media: list[Codes] = field(default_factory=list)
 
@@ -105,4 +97,6 @@ def _new_path() -> Path:
 
 
 def _folder() -> Path:
+    from lwm_core.backend import home
+
     return home() / "conversations"

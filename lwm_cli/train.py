@@ -62,6 +62,9 @@ def run(
     """
     recipe = _changed(_read(config), settings or ())
     folder = output or Path("runs") / Path(config).stem
+    from lwm_core import backend
+
+    backend.prepare()  # before the next line brings in jax
     from lwm_core.train import read_recipe, train
 
     checked = read_recipe(recipe)

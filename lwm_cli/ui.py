@@ -64,15 +64,18 @@ class Screen:
             self._shown_board().advance(event)
 
     def follow(self, events: Iterable[Progress | Frame]) -> Iterator[Frame]:
-        """Show progress and pictures as they come; hand on the pictures that are complete."""
+        """Show progress and pictures as they come, all rows side by side; hand on the pictures
+        that are complete."""
         from lwm_core.types import Frame
 
+        latest: dict[int, np.ndarray] = {}
         for event in events:
             if not isinstance(event, Frame):
                 self.progress(event)
                 continue
+            latest[event.row] = event.pixels
             if self.shows_pictures:
-                self._shown_board().show(event.pixels)
+                self._shown_board().show(list(latest.values()))
             if event.complete:
                 yield event
 
@@ -129,10 +132,13 @@ class _Board:
             visible=event.done < event.total,
         )
 
-    def show(self, pixels: np.ndarray) -> None:
+    def show(self, pictures: Sequence[np.ndarray]) -> None:
+        import numpy as np
         from rich.console import Group
 
-        self._picture = HalfBlocks(pixels)
+        from lwm_core.media import grid
+
+        self._picture = HalfBlocks(grid(np.stack(pictures)))
         self._live.update(Group(self._picture, self._bars))
 
     def close(self) -> None:

@@ -92,7 +92,8 @@ class ModelConfig:
         try:
             heads = values["num_attention_heads"]
             hidden = values["hidden_size"]
-            vision = values.get("lwm", {"text_vocab": values["vocab_size"]})
+            vocabulary = dict(values.get("lwm", {"text_vocab": values["vocab_size"]}))
+            vocabulary.pop("defaults", None)  # habits of sampling, no size
             return cls(
                 hidden=hidden,
                 intermediate=values["intermediate_size"],
@@ -106,7 +107,7 @@ class ModelConfig:
                 tie_embeddings=bool(values.get("tie_word_embeddings", False)),
                 bos_id=values.get("bos_token_id", 1),
                 eos_id=values.get("eos_token_id", 2),
-                **vision,
+                **vocabulary,
             )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"config.json: {error.args[0]} is missing or unknown") from error

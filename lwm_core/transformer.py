@@ -29,7 +29,7 @@ class Parameter:
     """One tensor: shape, logical axis of each dimension, standard deviation (None: ones)."""
 
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
+    axes: tuple[str, ...]
     spread: float | None
     hf_name: str
 

@@ -70,9 +70,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture as it comes: uint8 `[height, width, 3]`, frame `index` of the film in `row`."""
+    """A picture as it comes: frame `index` of the film in `row`.
+
+    `pixels` are uint8 `[height, width, 3]`, `codes` int32 `[frame_codes]`; until it is `complete`,
+    codes that are still to come repeat the last.
+    """
 
     row: int
     index: int
     pixels: np.ndarray
     complete: bool
+    codes: np.ndarray

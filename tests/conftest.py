@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 # Before the first import of jax, which reads them once.
@@ -39,3 +38,32 @@ def shared() -> Path:
         give_up = pytest.fail if os.environ.get("CI") else pytest.skip
         give_up(f"{folder} is not here; LWM_SHARED may name it")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Path:
+    """A whole model directory of random weights: it sees and makes pictures of 8 x 8 codes."""
+    import jax
+
+    from lwm_core import checkpoint, transformer, vqgan
+    from lwm_core.config import ModelConfig, VQConfig
+
+    image = VQConfig(
+        resolution=64, base_channels=8, channel_mult=(1, 1, 1, 2), res_blocks=1,
+        latent_channels=4, codes=32, code_dim=4, groups=4,
+    )  # fmt: skip
+    config = ModelConfig(
+        text_vocab=512, vision_vocab=34, vision_codes=32, frame_codes=64, hidden=32,
+        intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8, max_length=1024,
+    )  # fmt: skip
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    weights = transformer.to_numpy(transformer.init(config, jax.random.key(0)))
+    checkpoint.write_model(
+        directory,
+        config,
+        iter((name, weight * (1 if "norm" in name else 10)) for name, weight in weights.items()),
+        tokenizer=reference / "tokenizer/tokenizer.model",
+        image=vqgan.create(image),
+        defaults={"draw": {"guidance": 2.0}},
+    )
+    return directory

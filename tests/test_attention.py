@@ -32,9 +32,8 @@ def queries_keys_values(
 
 def places(positions: np.ndarray, segments: np.ndarray | int = 1) -> Places:
     """The same for both rows, unless given for each."""
-    positions, segments = np.broadcast_arrays(positions, segments)
-    shape = (2, positions.shape[-1])
-    return Places(*(jnp.asarray(np.broadcast_to(x, shape), jnp.int32) for x in (positions, segments)))
+    rows = np.broadcast_arrays(positions, segments, np.empty((2, 1)))[:2]
+    return Places(*(jnp.asarray(row, jnp.int32) for row in rows))
 
 
 def plain(length: int) -> Places:

@@ -61,18 +61,18 @@ def read_all(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("model", ["text_a", "vision_small"])
-def test_streaming_equals_reference(reference: Path, model: str) -> None:
+def test_streaming_equals_reference(reference: Path, shared: Path, model: str) -> None:
     tensors = read_all(reference / model / "streaming_params")
-    with np.load(reference / model / "params.npz") as expected:
+    with np.load(shared / "reference" / model / "params.npz") as expected:
         assert set(tensors) == set(expected)
         for name, tensor in tensors.items():
             assert tensor.dtype == np.float32
             np.testing.assert_array_equal(tensor, expected[name])
 
 
-def test_streaming_bfloat16(reference: Path) -> None:
+def test_streaming_bfloat16(reference: Path, shared: Path) -> None:
     tensors = read_all(reference / "text_a/streaming_params_bf16")
-    with np.load(reference / "text_a/params.npz") as expected:
+    with np.load(shared / "reference/text_a/params.npz") as expected:
         for name, tensor in tensors.items():
             assert tensor.dtype == ml_dtypes.bfloat16
             np.testing.assert_array_equal(tensor, expected[name].astype(ml_dtypes.bfloat16))
@@ -275,7 +275,8 @@ def test_lwm_jax_equals_hugging_face(reference: Path) -> None:
 
 
 @pytest.mark.parametrize("model", ["text_a", "text_b", "vision_small", "vision_full", "hf"])
-def test_lwm_jax_infers_sizes(reference: Path, model: str) -> None:
+def test_lwm_jax_infers_sizes(shared: Path, model: str) -> None:
+    reference = shared / "reference"
     file = "lwm_streaming_params_scanned" if model == "hf" else "streaming_params"
     written = "lwm_config.json" if model == "hf" else "config.json"
     sizes = json.loads((reference / model / written).read_text())
@@ -296,11 +297,11 @@ def test_lwm_jax_infers_sizes(reference: Path, model: str) -> None:
     assert tensors["layers.mlp_norm"].shape == (config.layers, config.hidden)
 
 
-def test_lwm_jax_joins_text_and_vision(reference: Path) -> None:
+def test_lwm_jax_joins_text_and_vision(reference: Path, shared: Path) -> None:
     config, tensors = load_lwm_jax(
         reference / "vision_small/streaming_params", heads=4, max_length=256, rope_theta=5e7
     )
-    with np.load(reference / "vision_small/params.npz") as stored:
+    with np.load(shared / "reference/vision_small/params.npz") as stored:
         text, vision = tensors["embed"][: config.text_vocab], tensors["embed"][config.text_vocab :]
         np.testing.assert_array_equal(text, stored["transformer/wte/embedding"])
         np.testing.assert_array_equal(vision, stored["transformer/vte/embedding"])
@@ -354,7 +355,8 @@ def test_lwm_jax_refuses_other_models(reference: Path, tmp_path: Path) -> None:
     ("model", "file"),
     [("vqgan", "vqgan_params.pkl"), ("vqgan_frozen", "vqgan_params_frozendict_jaxarrays.pkl")],
 )
-def test_vqgan_infers_sizes(reference: Path, model: str, file: str) -> None:
+def test_vqgan_infers_sizes(shared: Path, model: str, file: str) -> None:
+    reference = shared / "reference"
     sizes = json.loads((reference / model / "config.json").read_text())
     config, weights = load_lwm_vqgan(reference / model / file, resolution=sizes["resolution"])
     assert config.resolution == sizes["resolution"]
@@ -369,9 +371,9 @@ def test_vqgan_infers_sizes(reference: Path, model: str, file: str) -> None:
     )
 
 
-def test_vqgan_equals_reference(reference: Path) -> None:
+def test_vqgan_equals_reference(reference: Path, shared: Path) -> None:
     tensors = flat(load_lwm_vqgan(reference / "vqgan/vqgan_params.pkl", resolution=32)[1])
-    with np.load(reference / "vqgan/params.npz") as expected:
+    with np.load(shared / "reference/vqgan/params.npz") as expected:
         assert set(tensors) == set(expected)
         for name, tensor in tensors.items():
             np.testing.assert_array_equal(tensor, expected[name])
@@ -508,9 +510,10 @@ def test_pickle_hostile(tmp_path: Path, name: str) -> None:
     refused(load_lwm_vqgan, path)
 
 
-def test_pickle_damaged_anywhere(reference: Path, tmp_path: Path) -> None:
+def test_pickle_damaged_anywhere(shared: Path, tmp_path: Path) -> None:
     """Damage in numbers goes unseen; damage anywhere else is refused, and nothing else happens."""
-    content = (reference / "vqgan_frozen/vqgan_params_frozendict_jaxarrays.pkl").read_bytes()
+    file = shared / "reference/vqgan_frozen/vqgan_params_frozendict_jaxarrays.pkl"
+    content = file.read_bytes()
     draw = random.Random(0)
     path = tmp_path / "f"
     outcomes = set()

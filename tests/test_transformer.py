@@ -1,4 +1,4 @@
-"""The decoder: the original's numbers, and the equalities that caches, chunks and packing rest on."""
+"""The decoder: the original's numbers, and the equalities that caches and chunks rest on."""
 
 from __future__ import annotations
 

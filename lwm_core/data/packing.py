@@ -10,7 +10,7 @@ import numpy as np
 from lwm_core.types import Batch
 
 MISSES = 24
-"""So many examples in a row that fit nowhere close a batch."""
+"""After so many examples that found no room a batch is full enough."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,7 @@ def weigh(ids: list[int], weight: float) -> Weighted:
 
 
 def fill_rows(examples: Iterator[Weighted], rows: int, length: int) -> list[list[Weighted]]:
-    """Take examples into the fullest row that still holds them, until `MISSES` fit nowhere.
-
-    Examples longer than a row are passed over.
-    """
+    """Take examples into the fullest row that still holds them, until `MISSES` found no room."""
     packed: list[list[Weighted]] = [[] for _ in range(rows)]
     room = [length] * rows
     misses = 0

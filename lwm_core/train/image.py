@@ -17,7 +17,7 @@ from flax import nnx, struct
 from lwm_core import vqgan
 from lwm_core.config import VQConfig
 
-COMMITMENT = 0.25
+COMMITMENT = 0.1
 DECAY = 0.98
 DEAD = 0.03
 

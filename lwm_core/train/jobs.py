@@ -57,7 +57,7 @@ class ImageJob:
         self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
         optimizer = make_optimizer(recipe.optimizer, recipe.steps)
         self._graph, self._start = initial_state(recipe.model, optimizer, recipe.seed)
-        step = partial(image_step, self._graph, optimizer, recipe.seed)
+        step = partial(image_step, self._graph, optimizer, recipe.seed, recipe.free_steps)
         self.step = jax.jit(step, donate_argnums=0)
 
     def initial_state(self) -> Any:
@@ -98,6 +98,8 @@ class LanguageJob:
         self.image = checkpoint.read_vqgan(source or Path(recipe.image_tokenizer or "."))
         if recipe.image_tokenizer and self.image is None:
             raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
+        # Walking through the modules of a VQGAN in every call would cost more than a small one does.
+        self._codes = nnx.cached_partial(vqgan.encode, self.image) if self.image else None
         self._tokenizer_path = _tokenizer(recipe, source, output, prose)
         self._tokenizer = Tokenizer.load(self._tokenizer_path)
         self.config = (
@@ -141,9 +143,9 @@ class LanguageJob:
         )
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
-        if self.image is None:
+        if self._codes is None:
             raise ConfigError("stages.mix: pictures need an image_tokenizer")
-        return np.asarray(vqgan.encode(self.image, vqgan.to_unit(frames)))
+        return np.asarray(self._codes(vqgan.to_unit(frames)))
 
     def initial_state(self) -> LanguageState:
         if self._source:

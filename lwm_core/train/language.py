@@ -88,5 +88,5 @@ def language_step(
     gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
     updates, moments = optimizer.update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     return LanguageState(state.step + 1, params, moments), metrics

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from lwm_core import backend
 from lwm_core.errors import OutputError, TrainingError, UsageError
 from lwm_core.train.events import TrainEvent
 from lwm_core.train.jobs import Job, make_job
@@ -32,6 +33,7 @@ def train(
     longer a number, OutputError when nothing can be written.
     """
     checked = read_recipe(recipe)
+    backend.prepare()
     folder = output / "checkpoints"
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise UsageError(f"{output} holds a run already; go on with --resume, or choose -o")

@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImageRecipe:
-    """Training of an image tokenizer on pictures of the world."""
+    """Training of an image tokenizer on pictures of the world.
+
+    Over the first `free_steps` ever fewer pictures bypass the codebook.
+    """
 
     steps: int
     batch: int
@@ -26,6 +29,7 @@ class ImageRecipe:
     optimizer: OptimizerConfig
     seed: int = 0
     save_every: int = 500
+    free_steps: int = 0
 
 
 @dataclass(frozen=True)

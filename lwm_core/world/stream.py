@@ -68,6 +68,6 @@ def stream(
             length = int(rng.integers(frames[0], frames[1] + 1))
             purpose: Purpose = "see" if kind == "see" else "make"
             scene = sample_scene(rng, frames=length, purpose=purpose)
-            asked = scene.questions(rng, 3) if kind == "see" else [(scene.prompt(rng), "")]
+            asked = scene.questions(rng, 5) if kind == "see" else [(scene.prompt(rng), "")]
             yield Example(kind, asked, scene.render(size))
         index += 1

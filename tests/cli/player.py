@@ -45,6 +45,7 @@ class Player:
         return SimpleNamespace(
             name=name,
             device="cpu",
+            hint=None,
             vqgan=self.vqgan,
             defaults=defaults,
             config=config,
@@ -78,14 +79,14 @@ class Player:
         self.sampled.append(sampling)
         for row in reversed(range(len(prompts))):
             yield Progress("drawing", 1, 2, "tokens")
-            yield Frame(row, 0, np.full_like(PIXELS, row), complete=True)
+            yield Frame(row, 0, np.full_like(PIXELS, row), True, CODES)
 
     def film(
         self, _: object, prompt: str, *, frames: int, image_sampling: object, **__: object
     ) -> Iterator[Progress | Frame]:
         for index in range(frames):
-            yield Frame(0, index, PIXELS // 2, complete=False)
-            yield Frame(0, index, PIXELS // (1 + index), complete=True)
+            yield Frame(0, index, PIXELS // 2, False, CODES)
+            yield Frame(0, index, PIXELS // (1 + index), True, CODES)
             if self.error:
                 raise self.error
 

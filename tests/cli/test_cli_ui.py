@@ -12,10 +12,11 @@ import pytest
 from lwm_cli.ui import HalfBlocks, Screen, print_table
 from lwm_core.types import Frame, Progress
 
+CODES = np.zeros(4, np.int32)
 EVENTS = (
     Progress("reading", 3, 10, "tokens"),
-    Frame(0, 0, np.full((8, 8, 3), (200, 10, 0), np.uint8), complete=False),
-    Frame(0, 0, np.full((8, 8, 3), (255, 0, 0), np.uint8), complete=True),
+    Frame(0, 0, np.full((8, 8, 3), (200, 10, 0), np.uint8), False, CODES),
+    Frame(0, 0, np.full((8, 8, 3), (255, 0, 0), np.uint8), True, CODES),
 )
 
 

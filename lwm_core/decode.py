@@ -1,0 +1,218 @@
+"""The engine of generation: chunked prefill, and decoding many tokens per compiled call.
+
+All compiled programs take sizes from a few buckets, so that a growing conversation reuses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from lwm_core.config import ModelConfig
+from lwm_core.errors import ContextTooLong
+from lwm_core.load import LoadedModel
+from lwm_core.sampling import Sampling, draw_tokens, guide
+from lwm_core.tokens import FrameLayout, pad_left
+from lwm_core.transformer import Params, empty_cache, hidden_states, logits_of
+from lwm_core.types import KVCache, Progress, Tokens
+
+Modality = Literal["text", "vision"]
+
+PREFILL_CHUNK = 512
+"""Prompt tokens per compiled call."""
+DECODE_CHUNK = 32
+"""New tokens per compiled call, at most: between calls they are shown."""
+SMALLEST_CACHE = 256
+
+
+class DecodeState(struct.PyTreeNode):
+    """Everything between two decoding calls.
+
+    `logits` float32 `[rows, range]` are those of the next token among the ids of its modality,
+    `position` int32 `[rows]` its position, `drawn` how many tokens were drawn, `done` bool `[n]`
+    which rows have ended (n is half of `rows` under guidance).
+    """
+
+    cache: KVCache
+    logits: jax.Array
+    position: jax.Array
+    drawn: jax.Array
+    done: jax.Array
+    key: jax.Array
+
+
+def id_range(config: ModelConfig, modality: Modality) -> slice:
+    """The ids that tokens of a modality are drawn from."""
+    if modality == "text":
+        return slice(0, config.text_vocab)
+    return slice(config.text_vocab, config.vocab)
+
+
+@partial(jax.jit, static_argnames=("config", "modality", "dtype", "attention"), donate_argnums=2)
+def _prefill(
+    params: Params,
+    tokens: Tokens,
+    cache: KVCache,
+    *,
+    config: ModelConfig,
+    modality: Modality,
+    dtype: jnp.dtype,
+    attention: str,
+) -> tuple[KVCache, jax.Array]:
+    """One chunk of the prompts into the cache; logits after its last column."""
+    hidden, cache = hidden_states(
+        params, config, tokens, cache, dtype=dtype, attention=attention
+    )
+    assert cache is not None  # one goes in
+    return cache, logits_of(params, hidden[:, -1], id_range(config, modality))
+
+
+@partial(
+    jax.jit,
+    static_argnames=("config", "modality", "sampling", "dtype", "attention", "stops"),
+    donate_argnums=1,
+)
+def _decode(
+    params: Params,
+    state: DecodeState,
+    count: jax.Array,
+    *,
+    config: ModelConfig,
+    modality: Modality,
+    sampling: Sampling,
+    dtype: jnp.dtype,
+    attention: str,
+    stops: bool,
+) -> tuple[DecodeState, jax.Array]:
+    """Draw up to `count` tokens, ids int32 `[n, DECODE_CHUNK]`; `stops`: a row ends at its end id.
+
+    In vision every `frame_codes + 1`-th token is the end-of-frame marker, whatever was drawn.
+    """
+    allowed = id_range(config, modality)
+    layout = FrameLayout.of(config)
+    rows = state.done.shape[0]
+    guided = state.logits.shape[0] == 2 * rows
+
+    def goes_on(carry: tuple) -> jax.Array:
+        step, state, _ = carry
+        return (step < count) & ~state.done.all()
+
+    def body(carry: tuple) -> tuple:
+        step, state, ids = carry
+        logits = guide(state.logits, sampling.guidance) if guided else state.logits
+        token = draw_tokens(logits, sampling, jax.random.fold_in(state.key, state.drawn))
+        token = token + allowed.start
+        if modality == "vision":
+            marks = (state.drawn + 1) % layout.frame_tokens == 0
+            token = jnp.where(marks, layout.end_of_frame, token)
+        token = jnp.where(state.done, 0, token)
+        ids = ids.at[:, step].set(token)
+        done = state.done | ((token == config.eos_id) & stops)
+        fed = jnp.tile(token, 2) if guided else token
+        tokens = Tokens(fed[:, None], state.position[:, None], jnp.ones_like(fed)[:, None])
+        hidden, cache = hidden_states(
+            params, config, tokens, state.cache, dtype=dtype, attention=attention
+        )
+        logits = logits_of(params, hidden[:, -1], allowed)
+        drawn = state.drawn + 1
+        state = DecodeState(cache, logits, state.position + 1, drawn, done, state.key)
+        return step + 1, state, ids
+
+    ids = jnp.zeros((rows, DECODE_CHUNK), jnp.int32)
+    _, state, ids = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state, ids))
+    return state, ids
+
+
+def cache_slots(tokens: int) -> int:
+    """The smallest bucket (a power of two, or one and a half) that holds so many tokens."""
+    size = SMALLEST_CACHE
+    while size < tokens:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def generate(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    modality: Modality,
+    sampling: Sampling,
+    max_tokens: int,
+    stops: bool = True,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[np.ndarray]:
+    """Draw tokens behind the prompts; yields ids, int32 `[rows, k]`, as they come.
+
+    Prompts are padded on the left. Under guidance the second half of them is unconditional and
+    `rows` is half their number. With `stops` a row that drew the end id goes on with zeros, and
+    all ends when every row has. Raises ContextTooLong when prompt and answer don't fit.
+    """
+    longest = max(map(len, prompts))
+    if longest + max_tokens > model.config.max_length:
+        raise ContextTooLong(
+            f"{longest} tokens of prompt and {max_tokens} to come are more than the "
+            f"{model.config.max_length} of {model.name}: shorten the prompt or ask for less"
+        )
+    static = {
+        "config": model.config,
+        "modality": modality,
+        "dtype": model.dtype,
+        "attention": model.attention,
+    }
+    cache, logits = _read(model, prompts, max_tokens, static, on_progress)
+    guided = sampling.guidance != 1
+    state = DecodeState(
+        cache=cache,
+        logits=logits,
+        position=jnp.asarray([len(prompt) for prompt in prompts], jnp.int32),
+        drawn=jnp.int32(0),
+        done=jnp.zeros(len(prompts) // 2 if guided else len(prompts), bool),
+        key=jax.random.key(sampling.seed),
+    )
+    written = 0
+    while written < max_tokens:
+        count = min(DECODE_CHUNK, max_tokens - written)
+        state, ids = _decode(
+            model.params,
+            state,
+            jnp.int32(count),
+            sampling=sampling.unseeded,
+            stops=stops,
+            **static,
+        )
+        new = int(state.drawn) - written
+        written += new
+        if on_progress:
+            on_progress(Progress("writing", written, max_tokens, "tokens"))
+        yield np.asarray(ids[:, :new])
+        if bool(state.done.all()):
+            return
+
+
+def _read(
+    model: LoadedModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    static: dict,
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[KVCache, jax.Array]:
+    """Prefill the prompts in chunks; returns the cache and the logits behind them."""
+    longest = max(map(len, prompts))
+    chunk = min(PREFILL_CHUNK, 1 << (longest - 1).bit_length())
+    length = -(-longest // chunk) * chunk
+    ids, positions, segments = pad_left(prompts, length)
+    slots = cache_slots(length + max_tokens)
+    cache = empty_cache(model.config, len(prompts), slots, model.dtype)
+    for start in range(0, length, chunk):
+        part = slice(start, start + chunk)
+        tokens = Tokens(ids[:, part], positions[:, part], segments[:, part])
+        cache, logits = _prefill(model.params, tokens, cache, **static)
+        if on_progress:
+            on_progress(Progress("reading", min(start + chunk, length), length, "tokens"))
+    return cache, logits

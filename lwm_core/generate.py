@@ -1,0 +1,204 @@
+"""What a model is asked for: answers, pictures, films."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from lwm_core import vqgan
+from lwm_core.decode import generate
+from lwm_core.errors import ContextTooLong, UsageError
+from lwm_core.load import LoadedModel
+from lwm_core.media import prepare
+from lwm_core.sampling import Sampling
+from lwm_core.tokens import Message, chat_prompt, make_prompt, unconditional_prompt
+from lwm_core.types import Frame, Progress
+
+__all__ = ["Message", "complete", "draw", "encode_media", "film", "reply"]
+
+ENCODE_BATCH = 8
+"""Frames per compiled call of the image tokenizer."""
+
+OnProgress = Callable[[Progress], None]
+
+
+def encode_media(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
+    """Frames of any size, uint8 `[F, H, W, 3]`, to codes, int32 `[F, frame_codes]`."""
+    image = _image_tokenizer(model)
+    pixels = vqgan.to_unit(prepare(frames, image.config.resolution))
+    batches = [_padded(pixels[i : i + ENCODE_BATCH]) for i in range(0, len(pixels), ENCODE_BATCH)]
+    return np.concatenate([vqgan.encode(image, batch) for batch in batches])[: len(pixels)]
+
+
+def decode_frames(model: LoadedModel, codes: np.ndarray) -> np.ndarray:
+    """Codes, int32 `[F, frame_codes]`, to pixels, uint8 `[F, resolution, resolution, 3]`."""
+    image = _image_tokenizer(model)
+    batches = [_padded(codes[i : i + ENCODE_BATCH]) for i in range(0, len(codes), ENCODE_BATCH)]
+    return np.concatenate([vqgan.to_bytes(vqgan.decode(image, b)) for b in batches])[: len(codes)]
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """A single row as it is, several as a full batch, so that two programs serve all counts."""
+    if len(rows) == 1:
+        return rows
+    return np.concatenate([rows, np.repeat(rows[-1:], ENCODE_BATCH - len(rows), axis=0)])
+
+
+def _image_tokenizer(model: LoadedModel) -> vqgan.VQGAN:
+    if model.vqgan is None:
+        raise UsageError(f"{model.name} has no image tokenizer: it reads and writes text only")
+    return model.vqgan
+
+
+def reply(
+    model: LoadedModel,
+    messages: Sequence[Message],
+    *,
+    sampling: Sampling,
+    max_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> Iterator[str]:
+    """The assistant's answer to a conversation, piece by piece as it is written.
+
+    Ends at the end id or where the context is full. Raises ContextTooLong when the conversation
+    leaves no room for an answer; the message says how many frames would fit.
+    """
+    prompt = chat_prompt(model.tokenizer, model.layout, messages)
+    room = model.config.max_length - len(prompt)
+    if room < 1:
+        raise ContextTooLong(_too_long(model, messages, len(prompt)))
+    stream = model.tokenizer.stream()
+    for ids in generate(
+        model,
+        [prompt],
+        modality="text",
+        sampling=sampling,
+        max_tokens=min(max_tokens, room),
+        on_progress=on_progress,
+    ):
+        if piece := stream.feed(ids[0].tolist()):
+            yield piece
+    if piece := stream.flush():
+        yield piece
+
+
+def _too_long(model: LoadedModel, messages: Sequence[Message], length: int) -> str:
+    """What to say when a conversation does not fit, in frames if it has any."""
+    message = f"{length} tokens are more than the {model.config.max_length} of {model.name}"
+    frames = sum(len(codes) for one in messages for codes in one.media)
+    if not frames:
+        return f"{message}: shorten the text"
+    over = -(-(length + 1 - model.config.max_length) // model.layout.frame_tokens)
+    return f"{message}: show at most {max(frames - over, 0)} frames (--frames), not {frames}"
+
+
+def complete(
+    model: LoadedModel,
+    prompts: Sequence[str],
+    *,
+    sampling: Sampling,
+    max_tokens: int,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """What the model writes behind each prompt, all in one batch."""
+    ids = [model.tokenizer.encode(prompt) for prompt in prompts]
+    parts = generate(
+        model,
+        ids,
+        modality="text",
+        sampling=sampling,
+        max_tokens=max_tokens,
+        on_progress=on_progress,
+    )
+    written = np.concatenate(list(parts), axis=1)
+    eos = model.tokenizer.eos_id
+    return [model.tokenizer.decode(_until(row.tolist(), eos)) for row in written]
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def draw(
+    model: LoadedModel, prompts: Sequence[str], *, sampling: Sampling, preview: bool = False
+) -> Iterator[Progress | Frame]:
+    """One picture for each prompt, in one batch; with `preview` also what is there so far."""
+    wishes = [make_prompt(model.tokenizer, prompt, "image") for prompt in prompts]
+    nothing = np.zeros((0, model.config.frame_codes), np.int32)
+    yield from _frames(model, wishes, nothing, 1, sampling, preview)
+
+
+def film(
+    model: LoadedModel,
+    prompt: str,
+    *,
+    frames: int,
+    sampling: Sampling,
+    image_sampling: Sampling,
+    preview: bool = False,
+) -> Iterator[Progress | Frame]:
+    """A film: its first frame is drawn as a picture, the others follow from it.
+
+    Raises ContextTooLong before any work when the context does not hold so many frames.
+    """
+    wish = make_prompt(model.tokenizer, prompt, "video")
+    room = (model.config.max_length - len(wish)) // model.layout.frame_tokens
+    if frames > room:
+        raise ContextTooLong(
+            f"{frames} frames are more than the context of {model.name} holds "
+            f"({model.config.max_length} tokens): make at most {max(room, 0)} (--frames)"
+        )
+    for event in draw(model, [prompt], sampling=image_sampling, preview=preview):
+        yield event
+        if isinstance(event, Frame) and event.complete and frames > 1:
+            yield from _frames(model, [wish], event.codes[None], frames - 1, sampling, preview)
+
+
+def _frames(
+    model: LoadedModel,
+    wishes: list[list[int]],
+    begun: np.ndarray,
+    count: int,
+    sampling: Sampling,
+    preview: bool,
+) -> Iterator[Progress | Frame]:
+    """Draw `count` frames behind each wish and the frames that have `begun`, as codes.
+
+    Under guidance the prompt without a wish is followed by the begun frames too.
+    """
+    _image_tokenizer(model)
+    layout, total = model.layout, count * model.layout.frame_tokens
+    prompts = wishes
+    if sampling.guidance != 1:
+        prompts = wishes + [unconditional_prompt(model.tokenizer)] * len(wishes)
+    past = layout.frames(begun, closed=False)
+    drawn = np.zeros((len(wishes), 0), np.int32)
+    shown = 0
+    for ids in generate(
+        model,
+        [prompt + past for prompt in prompts],
+        modality="vision",
+        sampling=sampling,
+        max_tokens=total,
+        stops=False,
+    ):
+        drawn = np.concatenate([drawn, ids], axis=1)
+        yield Progress("filming" if past else "drawing", drawn.shape[1], total, "codes")
+        whole = drawn.shape[1] // layout.frame_tokens
+        for frame in range(shown, min(count, whole + preview)):
+            codes = drawn[:, frame * layout.frame_tokens :][:, : layout.frame_codes]
+            yield from _show(model, codes - layout.offset, len(begun) + frame, frame < whole)
+        shown = whole
+
+
+def _show(
+    model: LoadedModel, codes: np.ndarray, index: int, complete: bool
+) -> Iterator[Frame]:
+    """Frame `index` of every row; codes `[rows, n]` that are still to come look like the last."""
+    if not codes.size:
+        return
+    missing = model.layout.frame_codes - codes.shape[1]
+    codes = np.pad(codes, ((0, 0), (0, missing)), mode="edge")
+    for row, pixels in enumerate(decode_frames(model, codes)):
+        yield Frame(row, index, pixels, complete, codes[row])

@@ -1,0 +1,111 @@
+"""From a name or a path to a model that is ready to run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from lwm_core import backend, checkpoint, download, registry, transformer
+from lwm_core.config import ModelConfig
+from lwm_core.errors import ModelNotFound
+from lwm_core.mesh import device_line, make_mesh, missed_gpu, shardings
+from lwm_core.tokenizer import Tokenizer
+from lwm_core.tokens import FrameLayout
+from lwm_core.types import Progress
+from lwm_core.vqgan import VQGAN
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory: what every kind of generation takes.
+
+    `defaults` are its habits of sampling by task (chat, see, draw, film).
+    """
+
+    name: str
+    config: ModelConfig
+    params: transformer.Params
+    tokenizer: Tokenizer
+    vqgan: VQGAN | None
+    mesh: Mesh
+    dtype: jnp.dtype
+    attention: str
+    defaults: checkpoint.Habits
+
+    @property
+    def layout(self) -> FrameLayout:
+        """How codes become tokens."""
+        return FrameLayout.of(self.config)
+
+    @property
+    def device(self) -> str:
+        """What it runs on, in words."""
+        return device_line(self.mesh)
+
+    @property
+    def hint(self) -> str | None:
+        """A line about a GPU that is there and not used, or None."""
+        return missed_gpu(self.mesh)
+
+
+def find_model(name: str) -> Path:
+    """The directory of a model: a path, the embedded model, or one in the hub's cache.
+
+    Raises ModelNotFound with the nearest names, or with what to type to fetch it.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelNotFound(f"{name} is a file, no model directory; `lwm convert` makes one of it")
+    if local := download.local_path(registry.find(name) or name):
+        return local
+    known = registry.get(name).name
+    raise ModelNotFound(f"{known} is not here yet; fetch it with: lwm download {known}")
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str | None = None,
+    mesh: str = "auto",
+    attention: str = "auto",
+    on_progress: Callable[[Progress], None] | None = None,
+) -> LoadedModel:
+    """Load a model by name or path, tensor by tensor, each to its place on the mesh.
+
+    `dtype` is that of computation and of the weights in memory: float32 or bfloat16; by default
+    bfloat16 on an accelerator and float32 on a CPU. Raises ModelNotFound, FormatError, ConfigError.
+    """
+    backend.prepare()
+    directory = find_model(name)
+    config = checkpoint.read_config(directory)
+    device_mesh = make_mesh(mesh)
+    chosen = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    numpy_dtype = checkpoint.numpy_dtype(chosen)
+    places = transformer.flatten(shardings(config, device_mesh))
+
+    def report(done: int, total: int) -> None:
+        if on_progress:
+            on_progress(Progress("loading", done, total, "tensors"))
+
+    tensors = {
+        tensor: jax.device_put(weight.astype(numpy_dtype), places[tensor])
+        for tensor, weight in checkpoint.read_weights(directory, config, report)
+    }
+    return LoadedModel(
+        name=name,
+        config=config,
+        params=transformer.nest(tensors),
+        tokenizer=Tokenizer.load(directory / checkpoint.TOKENIZER),
+        vqgan=checkpoint.read_vqgan(directory),
+        mesh=device_mesh,
+        dtype=jnp.dtype(numpy_dtype),
+        attention=attention,
+        defaults=checkpoint.read_habits(directory),
+    )

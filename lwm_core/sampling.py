@@ -1,0 +1,78 @@
+"""How the next token is drawn: guidance, temperature, top-k, top-p, in the original's order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from lwm_core.attention import MASKED
+from lwm_core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep all; `guidance` 1 is off."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "temperature": (self.temperature >= 0, "at least 0"),
+            "top-k": (self.top_k >= 0, "at least 0"),
+            "top-p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+        }
+        for name, (right, bounds) in checks.items():
+            if not right:
+                raise UsageError(f"{name} must be {bounds}")
+
+    @property
+    def unseeded(self) -> Sampling:
+        """The same habits without a seed: what a compiled program depends on."""
+        return replace(self, seed=0)
+
+
+def guide(logits: jax.Array, guidance: float) -> jax.Array:
+    """Classifier-free guidance (Ho and Salimans 2022): `[2n, V]` to `[n, V]`.
+
+    The first half of the rows is conditional, the second unconditional, in the same order.
+    """
+    conditional, unconditional = jnp.split(logits, 2)
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
+    """Mask all but the k highest logits of each row `[n, V]`; ties with the k-th stay."""
+    if not 0 < k < logits.shape[-1]:
+        return logits
+    least = jax.lax.top_k(logits, k)[0][:, -1:]
+    return jnp.where(logits < least, MASKED, logits)
+
+
+def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
+    """Mask all but the fewest tokens of each row whose probability reaches p (Holtzman 2020)."""
+    if p >= 1:
+        return logits
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    kept = jnp.cumsum(probabilities, axis=-1) - probabilities < p
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits < least, MASKED, logits)
+
+
+def draw_tokens(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+    """One token for each row of logits, float32 `[n, V]`; returns int32 `[n]`.
+
+    Each row has a key of its own, so what it draws does not depend on how many others there are.
+    """
+    if sampling.temperature == 0 or sampling.top_k == 1:
+        return logits.argmax(axis=-1).astype(jnp.int32)
+    logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
+    logits = keep_top_p(logits, sampling.top_p)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(logits)))
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)

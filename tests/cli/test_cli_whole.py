@@ -1,0 +1,126 @@
+"""Every command with a real model behind it, tiny and untrained: the pieces fit together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lwm_cli import app
+from lwm_core import checkpoint, transformer, vqgan
+from lwm_core.config import ModelConfig, VQConfig
+from lwm_core.media import read_media
+
+IMAGE = VQConfig(16, 8, (1, 2, 2), 1, 8, codes=32, code_dim=8, groups=4)
+MODEL = ModelConfig(
+    text_vocab=512,
+    hidden=32,
+    intermediate=64,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=16,
+    max_length=640,
+    vision_vocab=34,
+    vision_codes=32,
+    frame_codes=16,
+)
+
+
+@pytest.fixture(scope="module")
+def model(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The directory of a tiny model with random weights."""
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    rng = np.random.default_rng(0)
+    table = transformer.parameters(MODEL)
+    image = {name: rng.normal(0, 0.1, shape) for name, shape in vqgan.shapes(IMAGE).items()}
+    checkpoint.write_model(
+        directory,
+        MODEL,
+        ((name, rng.normal(0, 0.1, weight.shape)) for name, weight in table.items()),
+        tokenizer=reference / "tokenizer" / "tokenizer.model",
+        image=vqgan.from_tensors(IMAGE, image),
+    )
+    return str(directory)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with a picture in it; LWM_HOME lies in it too."""
+    monkeypatch.setenv("LWM_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (40, 30), "red").save("red.png")
+    return tmp_path
+
+
+def test_chat_and_see(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["chat", "Hello.", "-m", model, "-n", "8", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert 1 <= answer["tokens"] <= 8
+    assert app.main(["see", "red.png", "what?", "-m", model, "-n", "8"]) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith("\n")
+    assert "tok/s · cpu" in said.err
+    assert app.main(["chat", "More?", "-c", "-n", "8", "-q"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_the_same_seed_gives_the_same_answer(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask = ["chat", "Hello.", "-m", model, "-n", "12", "-q", "-t", "1.5", "--top-k", "500"]
+    answers = []
+    for seed in ("1", "1", "2"):
+        assert app.main([*ask, "--seed", seed]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_draw(model: str) -> None:
+    assert app.main(["draw", "x", "-m", model, "-o", "x.png", "-N", "2", "--size", "32"]) == 0
+    assert read_media("x-1.png").frames.shape == (1, 32, 32, 3)
+    assert Path("x-1.png").read_bytes() != Path("x-2.png").read_bytes()
+
+
+def test_film(model: str) -> None:
+    film = ["film", "x", "-m", model, "--frames", "2", "--size", "32", "--seed", "5"]
+    assert app.main([*film, "-o", "a.mp4"]) == 0
+    assert app.main([*film, "-o", "b.mp4"]) == 0
+    first, second = (read_media(name).frames for name in ("a.mp4", "b.mp4"))
+    assert first.shape == (2, 32, 32, 3)
+    assert np.array_equal(first, second)
+
+
+def test_needle(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    test = ["needle", "-m", model, "--ctx", "512", "--lengths", "1", "--depths", "2", "--json"]
+    assert app.main([*test, "-o", "heat.png"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["results"]) == 2
+    assert Path("heat.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["see", "red.png", "very " * 700, "-m", "MODEL"], "640"),
+        (["needle", "--ctx", "4k", "-m", "MODEL"], "640"),
+        (["film", "x", "--frames", "99", "-o", "x.mp4", "-m", "MODEL"], "640"),
+        (["chat", "x", "-m", "nanno"], "did you mean nano"),
+        (["chat", "x", "-m", "text-1m"], "lwm download"),
+        (["chat", "x", "-m", "MODEL", "--mesh", "tp=3"], "mesh"),
+        (["chat", "x", "-m", "MODEL", "--attention", "none"], "attention"),
+        (["chat", "x", "-m", "MODEL", "-t", "1", "--top-p", "0"], "top-p"),
+    ],
+)
+def test_what_can_not_be(
+    arguments: list[str], words: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [model if word == "MODEL" else word for word in arguments]
+    assert app.main(arguments) == app.WRONG_USAGE
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert not Path("x.mp4").exists()
