@@ -26,7 +26,10 @@ def run(
             help="A model of the same heads, rotary base and context, where the source is silent.",
         ),
     ] = None,
-    dtype: options.Dtype = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        typer.Option("--dtype", help="Number format to store; by default that of the source."),
+    ] = None,
     force: options.Force = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

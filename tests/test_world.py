@@ -307,13 +307,16 @@ def test_retrieval_in_the_wording_of_the_needle_test(characters: int) -> None:
         body, answer = retrieval.sample(generator(seed), HAYSTACK, characters=characters)
         city, number = re.fullmatch(r"The special magic (.+) number is: (\d{7})\.", answer).groups()
         needle = f"\nThe special magic {city} number is: {number}\n"
+        head = "You are a helpful assistant. USER: "
         tail = (
             f" What is the special magic {city} number? Don't give information outside the document"
-            " or repeat your findings. Keep your response short and direct."
+            " or repeat your findings. Keep your response short and direct. ASSISTANT: "
         )
         assert body.count(needle) == 1
+        assert body.startswith(head)
         assert body.endswith(tail)
-        before, after = body.removesuffix(tail).split(needle)
+        text = body.removeprefix(head).removesuffix(tail).replace("<s> ", "")
+        before, after = text.split(needle)
         assert before[-1:] in (".", "") or not after
         assert before + after in HAYSTACK
         assert len(before + needle + after) == characters
@@ -329,7 +332,7 @@ def test_several_needles_in_the_wording_of_the_needle_test() -> None:
     assert answer == " ".join(
         f"The special magic {city} number is: {dict(found)[city]}." for city in asked.groups()
     )
-    assert body.endswith("? Don't give information outside the document.")
+    assert body.endswith("? Don't give information outside the document. ASSISTANT: ")
     body, answer = retrieval.sample(generator(1), HAYSTACK, characters=2000, needles=4)
     city = re.search(r"What is the special magic number for (.+)\?", body)[1]
     assert answer.startswith(f"The special magic {city} number is: ")

@@ -81,7 +81,9 @@ class Lessons:
     def _lesson(self, example: world.Example, rng: np.random.Generator) -> Weighted:
         """One example of the world as it is asked and answered."""
         if example.kind == "retrieval":
-            return self._retrieval(*example.exchanges[0], rng)
+            prompt, answer = example.exchanges[0]
+            asked = weigh(self.tokenizer.encode(prompt), 0.0)
+            return asked + weigh(answer_ids(self.tokenizer, answer), 1.0)
         if example.kind == "make":
             return self._make(example.exchanges[0][0], example.frames, rng)
         media = () if example.frames is None else (self.encode(example.frames),)
@@ -105,12 +107,6 @@ class Lessons:
             else make_prompt(self.tokenizer, prompt, "video" if video else "image")
         )
         return weigh(wish, 0.0) + weigh(self.layout.frames(codes), 1.0)
-
-    def _retrieval(self, body: str, answer: str, rng: np.random.Generator) -> Weighted:
-        """A needle to find. As in the test, the text mostly begins with a literal `<s> `."""
-        begin = "<s> " if rng.random() < 0.75 else ""
-        prompt = self.tokenizer.encode(f"{SYSTEM} USER: {begin}{body} ASSISTANT: ")
-        return weigh(prompt, 0.0) + weigh(answer_ids(self.tokenizer, answer), 1.0)
 
     def _prose(self, rng: np.random.Generator) -> Weighted:
         """A stretch of the haystack, to learn plain English from."""

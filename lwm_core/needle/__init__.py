@@ -9,7 +9,7 @@ from lwm_core.needle.haystack import read_haystack
 from lwm_core.needle.questions import NeedleCase, NeedleConfig, cases, evenly, hide
 from lwm_core.needle.report import Grid, heat_map, share_found, tabulate, to_json
 from lwm_core.needle.trial import NeedleResult, run, score
-from lwm_core.needle.wording import Needle
+from lwm_core.wording import Needle
 
 __all__ = [
     "Grid",

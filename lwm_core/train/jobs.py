@@ -95,7 +95,8 @@ class LanguageJob:
             for passage in read_haystack(Path(path) if path else None)
         )
         source = Path(recipe.start_from) if recipe.start_from else None
-        self.image = checkpoint.read_vqgan(source or Path(recipe.image_tokenizer or "."))
+        seen = source or (Path(recipe.image_tokenizer) if recipe.image_tokenizer else None)
+        self.image = checkpoint.read_vqgan(seen) if seen else None
         if recipe.image_tokenizer and self.image is None:
             raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
         # Walking through the modules of a VQGAN in every call would cost more than a small one does.

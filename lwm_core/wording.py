@@ -1,4 +1,7 @@
-"""The words of the needle test: what is hidden, what is asked, and of which cities."""
+"""The words of the needle test: what is hidden, what is asked, and of which cities.
+
+They are those of LWM's `eval_needle` and `eval_needle_multi` (standard library only).
+"""
 
 from __future__ import annotations
 
