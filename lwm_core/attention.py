@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lwm_core.errors import UsageError
+from lwm_core.types import Array
 
 MASKED = -1e30
 """Score of an invisible key, and log-sum-exp of a query that sees none: finite, so never NaN."""
@@ -27,8 +28,8 @@ DENSE_LIMIT = 128
 class Places(NamedTuple):
     """Where tokens stand: positions and segments, int32 `[B, T]`. Segment 0 is padding."""
 
-    positions: jax.Array
-    segments: jax.Array
+    positions: Array
+    segments: Array
 
 
 class Attended(NamedTuple):
@@ -72,10 +73,10 @@ def merge(first: Attended, second: Attended) -> Attended:
         part.out.astype(jnp.float32) * jnp.exp(part.lse - lse)[..., None]
         for part in (first, second)
     ]
-    return Attended(sum(parts).astype(first.out.dtype), lse)
+    return Attended((parts[0] + parts[1]).astype(first.out.dtype), lse)
 
 
-def visible(q_places: Places, k_places: Places) -> jax.Array:
+def visible(q_places: Places, k_places: Places) -> Array:
     """Which query sees which key: bool `[..., T, S]` for places `[..., T]` and `[..., S]`."""
     q_positions, q_segments = (x[..., :, None] for x in q_places)
     k_positions, k_segments = (x[..., None, :] for x in k_places)
@@ -83,7 +84,7 @@ def visible(q_places: Places, k_places: Places) -> jax.Array:
 
 
 def dense(q: jax.Array, k: jax.Array, v: jax.Array, q_places: Places, k_places: Places) -> Attended:
-    """All scores at once, `[B, T, S]` for every head: for few queries, and as the truth in tests."""
+    """All scores at once, `[B, T, S]` for every head: for few queries, and the truth in tests."""
     batch, length, heads, size = q.shape
     grouped = q.reshape(batch, length, k.shape[2], -1, size)
     mask = visible(q_places, k_places)[:, None, None]
@@ -154,7 +155,7 @@ def _loop(function: Callable, in_axes: int | tuple[int | None, ...]) -> Callable
     return looped
 
 
-def _blocks(x: jax.Array, axis: int, block: int) -> jax.Array:
+def _blocks(x: Array, axis: int, block: int) -> jax.Array:
     """Cut an axis into `[blocks, block]`, padded with zeros (segment 0, so never visible)."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (0, -x.shape[axis] % block)
@@ -257,8 +258,8 @@ def _attend_blocks_backward(saved: tuple, cotangents: tuple) -> tuple:
             return lax.cond(seen, add, lambda carry, _: carry, carry, index), None
 
         start = (jnp.zeros(q_block.shape, jnp.float32), *sums)
-        (dq, *sums), _ = lax.scan(step, start, (reach, jnp.arange(k.shape[0])))
-        return tuple(sums), dq.astype(q.dtype)
+        (dq, dk, dv), _ = lax.scan(step, start, (reach, jnp.arange(k.shape[0])))
+        return (dk, dv), dq.astype(q.dtype)
 
     start = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     (dk, dv), dq = lax.scan(one_block, start, (q, d_out, q_marks, lse, shift, reachable))

@@ -58,9 +58,10 @@ def read_weights(
     files = TensorFiles(directory)
     table = transformer.parameters(config)
     for done, (name, parameter) in enumerate(table.items(), start=1):
-        yield name, _stacked(files, parameter) if parameter.stacked else files.read(
-            parameter.hf_name, parameter.shape
-        )
+        if parameter.stacked:
+            yield name, _stacked(files, parameter)
+        else:
+            yield name, files.read(parameter.hf_name, parameter.shape)
         if on_tensor:
             on_tensor(done, len(table))
 

@@ -1,4 +1,4 @@
-"""Sizes: what a transformer and an image tokenizer are, as frozen values (standard library only)."""
+"""Sizes of transformers and image tokenizers, as frozen values (standard library only)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ModelConfig:
             )
         if self.vision_vocab and self.vision_vocab < self.vision_codes + 2:
             raise ConfigError(
-                f"vision_vocab ({self.vision_vocab}) must hold {self.vision_codes} codes and two markers"
+                f"vision_vocab {self.vision_vocab}: no room for {self.vision_codes} codes"
             )
 
     @property
@@ -51,7 +51,7 @@ class ModelConfig:
         return self.text_vocab + self.vision_vocab
 
     def to_json(self) -> dict[str, Any]:
-        """The `config.json` of a model directory: a Hugging Face Llama config and an `lwm` block."""
+        """The `config.json` of a model directory: a Hugging Face Llama config, `lwm` added."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",

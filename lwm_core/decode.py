@@ -66,11 +66,9 @@ def _prefill(
     attention: str,
 ) -> tuple[KVCache, jax.Array]:
     """One chunk of the prompts into the cache; logits after its last column."""
-    hidden, cache = hidden_states(
-        params, config, tokens, cache, dtype=dtype, attention=attention
-    )
-    assert cache is not None  # one goes in
-    return cache, logits_of(params, hidden[:, -1], id_range(config, modality))
+    hidden, filled = hidden_states(params, config, tokens, cache, dtype=dtype, attention=attention)
+    assert filled is not None  # one went in
+    return filled, logits_of(params, hidden[:, -1], id_range(config, modality))
 
 
 @partial(
@@ -106,6 +104,8 @@ def _decode(
     def body(carry: tuple) -> tuple:
         step, state, ids = carry
         logits = guide(state.logits, sampling.guidance) if guided else state.logits
+        if modality == "vision" and sampling.codes_only:
+            logits = logits[:, : layout.codes]
         token = draw_tokens(logits, sampling, jax.random.fold_in(state.key, state.drawn))
         token = token + allowed.start
         if modality == "vision":
@@ -119,6 +119,7 @@ def _decode(
         hidden, cache = hidden_states(
             params, config, tokens, state.cache, dtype=dtype, attention=attention
         )
+        assert cache is not None  # one went in
         logits = logits_of(params, hidden[:, -1], allowed)
         drawn = state.drawn + 1
         state = DecodeState(cache, logits, state.position + 1, drawn, done, state.key)
@@ -206,12 +207,11 @@ def _read(
     longest = max(map(len, prompts))
     chunk = min(PREFILL_CHUNK, 1 << (longest - 1).bit_length())
     length = -(-longest // chunk) * chunk
-    ids, positions, segments = pad_left(prompts, length)
+    padded = pad_left(prompts, length)
     slots = cache_slots(length + max_tokens)
     cache = empty_cache(model.config, len(prompts), slots, model.dtype)
     for start in range(0, length, chunk):
-        part = slice(start, start + chunk)
-        tokens = Tokens(ids[:, part], positions[:, part], segments[:, part])
+        tokens = Tokens(*(jnp.asarray(part[:, start : start + chunk]) for part in padded))
         cache, logits = _prefill(model.params, tokens, cache, **static)
         if on_progress:
             on_progress(Progress("reading", min(start + chunk, length), length, "tokens"))

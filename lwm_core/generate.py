@@ -192,9 +192,7 @@ def _frames(
         shown = whole
 
 
-def _show(
-    model: LoadedModel, codes: np.ndarray, index: int, complete: bool
-) -> Iterator[Frame]:
+def _show(model: LoadedModel, codes: np.ndarray, index: int, complete: bool) -> Iterator[Frame]:
     """Frame `index` of every row; codes `[rows, n]` that are still to come look like the last."""
     if not codes.size:
         return

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lwm_core.types import Array
+
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     """`x [..., in]` times `weight [out, in]` (Hugging Face's layout), summed in float32.
@@ -53,7 +55,7 @@ def _product(x: jax.Array, high: np.ndarray, low: np.ndarray) -> jax.Array:
     return product + (error + x * low)
 
 
-def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rope_tables(positions: Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of the rotary angles (Su et al. 2021), float32 `[B, T, head_dim / 2]`.
 
     As in the original, `position * frequency` is formed exactly and rounded once to float32.
@@ -61,7 +63,7 @@ def rope_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.
     frequencies = rope_frequencies(head_dim, theta)
     high = frequencies.astype(np.float32)
     low = (frequencies - high).astype(np.float32)
-    angles = _product(positions.astype(jnp.float32)[..., None], high, low)
+    angles = _product(jnp.asarray(positions, jnp.float32)[..., None], high, low)
     return jnp.cos(angles), jnp.sin(angles)
 
 

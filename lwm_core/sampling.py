@@ -13,12 +13,16 @@ from lwm_core.errors import UsageError
 
 @dataclass(frozen=True)
 class Sampling:
-    """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep all; `guidance` 1 is off."""
+    """`temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep all; `guidance` 1 is off.
+
+    `codes_only` draws nothing but codes inside a frame; the original allows any vision id there.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     guidance: float = 1.0
+    codes_only: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

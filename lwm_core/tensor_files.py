@@ -113,9 +113,9 @@ def write_tensors(
         for name, tensor in tensors:
             if tensor.shape != shapes[name]:
                 raise ValueError(f"{name} has shape {tensor.shape}, expected {shapes[name]}")
-            file, begin = places.pop(name)
-            file.seek(begin)
-            file.write(np.ascontiguousarray(tensor, dtype).tobytes())
+            target, begin = places.pop(name)
+            target.seek(begin)
+            target.write(np.ascontiguousarray(tensor, dtype).tobytes())
     if places:
         raise ValueError(f"{', '.join(places)} did not come")
 

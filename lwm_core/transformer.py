@@ -8,6 +8,7 @@ are stacked `[L, ...]` and scanned.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,7 +48,9 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
     # Outputs into the residual stream start smaller, so that depth does not grow it (GPT-2).
     spread_out = spread / math.sqrt(2 * count)
 
-    def layer(name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None):
+    def layer(
+        name: str, shape: tuple[int, ...], axes: tuple[str, ...], std: float | None
+    ) -> Parameter:
         return Parameter((count, *shape), ("layers", *axes), std, f"model.layers.{{layer}}.{name}")
 
     table = {
@@ -142,11 +145,9 @@ def forward(
     *,
     dtype: jnp.dtype = jnp.float32,
     attention: str = "auto",
-) -> tuple[jax.Array, KVCache | None]:
+) -> tuple[jax.Array, Any]:
     """Logits, float32 `[B, T, V]`, of `tokens` `[B, T]` that see each other and the cache."""
-    hidden, cache = hidden_states(
-        params, config, tokens, cache, dtype=dtype, attention=attention
-    )
+    hidden, cache = hidden_states(params, config, tokens, cache, dtype=dtype, attention=attention)
     return logits_of(params, hidden), cache
 
 
@@ -158,38 +159,33 @@ def hidden_states(
     *,
     dtype: jnp.dtype = jnp.float32,
     attention: str = "auto",
-) -> tuple[jax.Array, KVCache | None]:
+) -> tuple[jax.Array, Any]:
     """Output of the last norm, `[B, T, D]` in `dtype`, and the cache with the new keys in it."""
     x = params["embed"][tokens.ids].astype(dtype)
     rope = rope_tables(tokens.positions, config.head_dim, config.rope_theta)
     places = Places(tokens.positions, tokens.segments)
-    block = partial(_block, config, rope, places, attention)
+    block: Callable = partial(_block, config, rope, places, attention)
     # XLA's CPU backend copies the stacked weights in every step of a loop; unrolled it does not.
     unroll = config.layers if jax.default_backend() == "cpu" else 1
     if cache is None:
         x, _ = jax.lax.scan(
-            lambda x, layer: (block(layer, x, None, None)[0], None),
-            x,
-            params["layers"],
-            unroll=unroll,
+            lambda x, layer: (block(layer, x)[0], None), x, params["layers"], unroll=unroll
         )
-    else:
-        cache = _reserve(cache, places)
+        return rms_norm(x, params["norm"], config.norm_eps), None
 
-        def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
-            x, cache = carry
-            index, weights = layer
-            return block(weights, x, cache, index), None
+    def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+        index, weights = layer
+        return block(weights, *carry, index), None
 
-        layers = (jnp.arange(config.layers), params["layers"])
-        (x, cache), _ = jax.lax.scan(step, (x, cache), layers, unroll=unroll)
-        cache = cache.replace(length=cache.length + tokens.ids.shape[1])
-    return rms_norm(x, params["norm"], config.norm_eps), cache
+    layers = (jnp.arange(config.layers), params["layers"])
+    (x, filled), _ = jax.lax.scan(step, (x, _reserve(cache, places)), layers, unroll=unroll)
+    filled = filled.replace(length=cache.length + tokens.ids.shape[1])
+    return rms_norm(x, params["norm"], config.norm_eps), filled
 
 
 def logits_of(params: Params, hidden: jax.Array, ids: slice = slice(None)) -> jax.Array:
     """Logits of the ids in a static range, float32 `[..., n]`; text and vision are such ranges."""
-    head = params.get("head", params["embed"])[ids].astype(hidden.dtype)
+    head = params["head" if "head" in params else "embed"][ids].astype(hidden.dtype)
     rows = hidden.reshape(-1, hidden.shape[-1])
     product = jax.lax.dot_general(
         rows, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
@@ -213,9 +209,9 @@ def _block(
     attention: str,
     layer: Params,
     x: jax.Array,
-    cache: KVCache | None,
-    index: jax.Array | None,
-) -> tuple[jax.Array, KVCache | None]:
+    cache: Any = None,
+    index: Any = None,
+) -> tuple[jax.Array, Any]:
     """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input."""
     batch, length, _ = x.shape
     with jax.named_scope("attention"):
@@ -238,7 +234,7 @@ def _block(
 def _remember(
     cache: KVCache, index: jax.Array, k: jax.Array, v: jax.Array
 ) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Write one layer's keys and values `[B, T, K, H]`; returns all of the layer's `[B, S, K, H]`."""
+    """Write one layer's keys and values `[B, T, K, H]`; returns the layer's `[B, S, K, H]`."""
     at = (index, 0, cache.length, 0, 0)
     keys, values = (
         jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype)[None], at)

@@ -17,13 +17,15 @@ import jax
 import numpy as np
 from flax import struct
 
+Array = jax.Array | np.ndarray
+
 
 class Tokens(struct.PyTreeNode):
     """Ids with the positions and segments that say what they can see; each int32 `[B, T]`."""
 
-    ids: jax.Array
-    positions: jax.Array
-    segments: jax.Array
+    ids: Array
+    positions: Array
+    segments: Array
 
 
 class KVCache(struct.PyTreeNode):
@@ -41,16 +43,16 @@ class KVCache(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """One training batch, each `[B, T]`: what goes in, what should come out, and how much it counts.
+    """One training batch, each `[B, T]`: inputs, what should come next, its weight.
 
     `inputs`, `targets`, `positions`, `segments` are int32; `weights` is float32.
     """
 
-    inputs: jax.Array | np.ndarray
-    targets: jax.Array | np.ndarray
-    positions: jax.Array | np.ndarray
-    segments: jax.Array | np.ndarray
-    weights: jax.Array | np.ndarray
+    inputs: Array
+    targets: Array
+    positions: Array
+    segments: Array
+    weights: Array
 
     @property
     def tokens(self) -> Tokens:

@@ -7,6 +7,7 @@ in row-major order. A clip is a batch of frames.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class NormSilu(nnx.Module):
         return nnx.silu(x * scale[:, None, None] + shift[:, None, None])
 
 
-def _conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3, **options: object) -> nnx.Conv:
+def _conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3, **options: Any) -> nnx.Conv:
     return nnx.Conv(inputs, outputs, (size, size), rngs=rngs, **options)
 
 
@@ -215,5 +216,9 @@ def to_bytes(pixels: jax.Array) -> np.ndarray:
     return ((np.asarray(pixels) + 1.0) * 127.5).astype(np.uint8)
 
 
-encode: Callable[[VQGAN, jax.Array], jax.Array] = nnx.jit(lambda model, pixels: model.encode(pixels))
-decode: Callable[[VQGAN, jax.Array], jax.Array] = nnx.jit(lambda model, codes: model.decode(codes))
+encode: Callable[[VQGAN, jax.Array | np.ndarray], jax.Array] = nnx.jit(
+    lambda model, pixels: model.encode(pixels)
+)
+decode: Callable[[VQGAN, jax.Array | np.ndarray], jax.Array] = nnx.jit(
+    lambda model, codes: model.decode(codes)
+)

@@ -9,13 +9,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from .clips import read_frames
+
+if TYPE_CHECKING:
+    from lwm_core.sampling import Sampling
 
 Settings = dict[str, float]  # temperature, top_k, guidance of draw and film: those that were given
 
@@ -37,7 +39,13 @@ class InProcess:
         self.generate, self.read_media = generate, media.read_media
         self.model = load.load_model(name or "nano")
         self.greedy = sampling.Sampling(temperature=0.0)
-        self.sampling = partial(sampling.Sampling, **settings)
+        self.sampling = sampling.Sampling
+        self.settings = {
+            task: {**self.model.defaults.get(task, {}), **settings} for task in ("draw", "film")
+        }
+
+    def _habits(self, task: str, seed: int) -> Sampling:
+        return self.sampling(**self.settings[task], seed=seed)
 
     def answer(self, media: Path, question: str) -> str:
         codes = self.generate.encode_media(self.model, self.read_media(media).frames)
@@ -46,13 +54,18 @@ class InProcess:
         return "".join(pieces).strip()
 
     def draw(self, prompts: Sequence[str], seed: int) -> list[np.ndarray]:
-        events = self.generate.draw(self.model, prompts, sampling=self.sampling(seed=seed))
+        events = self.generate.draw(self.model, prompts, sampling=self._habits("draw", seed))
         done = {e.row: e.pixels for e in events if getattr(e, "complete", False)}
         return [done[row] for row in range(len(prompts))]
 
     def film(self, prompt: str, seed: int) -> list[np.ndarray]:
-        sampling = self.sampling(seed=seed)
-        events = self.generate.film(self.model, prompt, sampling=sampling, image_sampling=sampling)
+        events = self.generate.film(
+            self.model,
+            prompt,
+            frames=8,
+            sampling=self._habits("film", seed),
+            image_sampling=self._habits("draw", seed),
+        )
         done = {e.index: e.pixels for e in events if getattr(e, "complete", False)}
         return [done[index] for index in sorted(done)]
 

@@ -1,1 +1,1 @@
-"""From examples to batches: tokens with weights, packed; every batch is a function of its number."""
+"""From examples to batches: weighted tokens, packed; a batch is a function of its number."""

@@ -84,7 +84,7 @@ class Lessons:
             prompt, answer = example.exchanges[0]
             asked = weigh(self.tokenizer.encode(prompt), 0.0)
             return asked + weigh(answer_ids(self.tokenizer, answer), 1.0)
-        if example.kind == "make":
+        if example.kind == "make" and example.frames is not None:
             return self._make(example.exchanges[0][0], example.frames, rng)
         media = () if example.frames is None else (self.encode(example.frames),)
         whole = Weighted([], [])

@@ -57,9 +57,7 @@ def to_batch(rows: Sequence[Sequence[Weighted]], length: int) -> Batch:
     Every example is a segment of its own, numbered from 1, with positions from 0.
     """
     whole, fractions = np.int32, np.float32
-    inputs, targets, positions, segments = (
-        np.zeros((len(rows), length), whole) for _ in range(4)
-    )
+    inputs, targets, positions, segments = (np.zeros((len(rows), length), whole) for _ in range(4))
     weights = np.zeros((len(rows), length), fractions)
     for index, row in enumerate(rows):
         start = 0

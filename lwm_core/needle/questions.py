@@ -11,8 +11,8 @@ import numpy as np
 
 from lwm_core.errors import UsageError
 from lwm_core.needle.haystack import fill
-from lwm_core.wording import CITIES, Needle, ask
 from lwm_core.tokenizer import Tokenizer
+from lwm_core.wording import CITIES, Needle, ask
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,12 @@ def initial_state(
     config: VQConfig, optimizer: optax.GradientTransformation, seed: int
 ) -> tuple[nnx.GraphDef, ImageState]:
     """A fresh model's structure and state."""
-    graph, params = nnx.split(vqgan.create(config, seed), nnx.Param)
-    params = nnx.to_pure_dict(params)
-    codes = params["codebook"]
+    graph, weights = nnx.split(vqgan.create(config, seed), nnx.Param)
+    params = nnx.to_pure_dict(weights)
     # No code is in use yet, so the first batch sets them all.
     unused = jnp.zeros(config.codes, jnp.float32)
-    return graph, ImageState(jnp.int32(0), params, optimizer.init(params), unused, jnp.zeros_like(params["codebook"]))
+    sums = jnp.zeros_like(params["codebook"])
+    return graph, ImageState(jnp.int32(0), params, optimizer.init(params), unused, sums)
 
 
 def _edges(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -68,9 +68,7 @@ def image_loss(
     )
     made = model.decode_latents(straight_through)
     error = jnp.abs(made - pixels).mean()
-    edges = sum(
-        jnp.abs(a - b).mean() for a, b in zip(_edges(made), _edges(pixels), strict=True)
-    )
+    edges = sum(jnp.abs(a - b).mean() for a, b in zip(_edges(made), _edges(pixels), strict=True))
     flat = latents.reshape(-1, latents.shape[-1])
     return error + edges + COMMITMENT * commitment, (error, flat, codes.reshape(-1))
 

@@ -69,7 +69,7 @@ class ImageJob:
         pictures: list[np.ndarray] = []
         while len(pictures) < self.recipe.batch:
             frames = int(rng.integers(1, 9))
-            purpose = "see" if rng.random() < 0.5 else "make"
+            purpose: world.Purpose = "see" if rng.random() < 0.5 else "make"
             scene = world.sample_scene(rng, frames=frames, purpose=purpose)
             chosen = rng.permutation(frames)[:FRAMES_OF_A_SCENE]
             pictures.extend(scene.render(self.recipe.model.resolution)[chosen])
@@ -99,7 +99,7 @@ class LanguageJob:
         self.image = checkpoint.read_vqgan(seen) if seen else None
         if recipe.image_tokenizer and self.image is None:
             raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
-        # Walking through the modules of a VQGAN in every call would cost more than a small one does.
+        # Walking through the modules in every call would cost more than a small VQGAN does.
         self._codes = nnx.cached_partial(vqgan.encode, self.image) if self.image else None
         self._tokenizer_path = _tokenizer(recipe, source, output, prose)
         self._tokenizer = Tokenizer.load(self._tokenizer_path)

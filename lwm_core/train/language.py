@@ -12,7 +12,7 @@ from flax import struct
 
 from lwm_core.config import ModelConfig
 from lwm_core.transformer import Params, hidden_states, logits_of
-from lwm_core.types import Batch
+from lwm_core.types import Array, Batch
 
 LOSS_BLOCK = 2048
 """Tokens whose logits exist at a time."""
@@ -26,7 +26,9 @@ class LanguageState(struct.PyTreeNode):
     moments: Any
 
 
-def token_losses(params: Params, config: ModelConfig, hidden: jax.Array, targets: jax.Array):
+def token_losses(
+    params: Params, config: ModelConfig, hidden: jax.Array, targets: Array
+) -> jax.Array:
     """Negative log-likelihood of each target within its own modality, float32 `[B, T]`.
 
     A text target is predicted among the text ids, a vision target among the vision ids. Logits are

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,9 +22,7 @@ AHEAD = 2
 """Batches that are made while the device works."""
 
 
-def train(
-    recipe: Mapping[str, Any], *, output: Path, resume: bool = False
-) -> Iterator[TrainEvent]:
+def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> Iterator[TrainEvent]:
     """Train by a recipe (a TOML document); writes checkpoints, metrics and `output/model`.
 
     Batches are functions of their number, so the step is the whole data cursor: a resumed run sees
@@ -39,18 +37,29 @@ def train(
         raise UsageError(f"{output} holds a run already; go on with --resume, or choose -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (output / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+        with (output / "metrics.jsonl").open("a+", encoding="utf-8") as metrics:
             job = make_job(checked, output)
             options = ocp.CheckpointManagerOptions(max_to_keep=2)
             with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
                 for event in _steps(job, checkpoints, output):
-                    if event.kind == "step":
+                    if event.kind == "start":
+                        _rewind(metrics, event.step)
+                    elif event.kind == "step":
                         line = {"step": event.step, **event.metrics}
                         metrics.write(json.dumps(line) + "\n")
                         metrics.flush()
                     yield event
     except OSError as error:
         raise OutputError(f"{output}: can't be written: {error.strerror or error}") from error
+
+
+def _rewind(metrics: TextIO, step: int) -> None:
+    """Drop what a killed run wrote about steps after `step`: they will be done again."""
+    metrics.seek(0)
+    whole = [line for line in metrics if line.endswith("\n")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    metrics.truncate(0)
+    metrics.writelines(kept)
 
 
 def _steps(job: Job, checkpoints: ocp.CheckpointManager, output: Path) -> Iterator[TrainEvent]:
@@ -63,17 +72,17 @@ def _steps(job: Job, checkpoints: ocp.CheckpointManager, output: Path) -> Iterat
     began = time.perf_counter()
     for step, batch in _batches(job, first):
         state, values = job.step(state, batch)
-        values = {name: float(value) for name, value in jax.device_get(values).items()}
+        numbers = {name: float(value) for name, value in jax.device_get(values).items()}
         now = time.perf_counter()
         unit, count = job.size(batch)
-        values[f"{unit}_per_second"] = count / (now - began)
+        numbers[f"{unit}_per_second"] = count / (now - began)
         began = now
-        if values["loss"] != values["loss"]:
+        if numbers["loss"] != numbers["loss"]:
             raise TrainingError(
                 f"step {step}: the loss is not a number; lower optimizer.rate and go on with "
                 f"--resume from step {checkpoints.latest_step() or 0}"
             )
-        yield TrainEvent("step", step, job.steps, values)
+        yield TrainEvent("step", step, job.steps, numbers)
         if step % job.save_every == 0 or step == job.steps:
             checkpoints.save(step, args=ocp.args.StandardSave(state))
             job.export(state, output / "model")

@@ -55,7 +55,5 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             muon_weight_dimension_numbers=_matrices,
         )
     else:
-        update = optax.adamw(
-            schedule(config.rate), b2=config.b2, weight_decay=config.weight_decay
-        )
+        update = optax.adamw(schedule(config.rate), b2=config.b2, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), update)

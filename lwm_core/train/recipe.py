@@ -116,7 +116,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return _convert(next(t for t in get_args(hint) if t is not type(None)), value, name)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name}: a table is needed, not {value!r}")
         return _build(hint, value, f"{name}.")

@@ -1,12 +1,9 @@
-"""`lwm download` and `lwm convert`: lists, paths, and what is handed to the core."""
+"""`lwm download`: the list of models, as a table and as JSON, and the path of one."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -41,17 +38,3 @@ def test_the_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_embedded_model_is_always_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["download", "nano"]) == 0
     assert capsys.readouterr().out == f"{registry.embedded_path()}\n"
-
-
-def test_convert_hands_over_what_was_said(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    converted: list[Any] = []
-
-    def convert(source: str, target: Path, **options: Any) -> None:
-        converted.append((source, target, options["to"], options["dtype"], options["force"]))
-
-    monkeypatch.setitem(sys.modules, "lwm_core.convert", SimpleNamespace(convert=convert))
-    assert app.main(["convert", "old", "new", "--dtype", "bfloat16", "--force"]) == 0
-    assert converted == [("old", Path("new"), "lwm", "bfloat16", True)]
-    assert capsys.readouterr().out == "new\n"

@@ -94,6 +94,17 @@ def test_film(model: str) -> None:
     assert np.array_equal(first, second)
 
 
+def test_convert(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["convert", model, "half", "--dtype", "bfloat16", "-q"]) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("half\n", "")
+    sizes = [(Path(place) / "model.safetensors").stat().st_size for place in (model, "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert app.main(["chat", "Hello.", "-m", "half", "-n", "4"]) == 0
+    assert app.main(["convert", model, "half"]) == app.WRONG_USAGE
+    assert app.main(["convert", model, "half", "--force"]) == 0
+
+
 def test_needle(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     test = ["needle", "-m", model, "--ctx", "512", "--lengths", "1", "--depths", "2", "--json"]
     assert app.main([*test, "-o", "heat.png"]) == 0

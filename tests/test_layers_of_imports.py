@@ -1,0 +1,105 @@
+"""The layers of the package: imports point down, the core never speaks, nothing runs from files."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lwm_cli
+import lwm_core
+
+CORE = Path(lwm_core.__file__).parent
+CLI = Path(lwm_cli.__file__).parent
+
+LAYERS = (
+    {"errors", "types", "wording", "backend"},
+    {"config", "registry"},
+    {"layers", "attention", "tokenizer", "tensor_files", "world", "media"},
+    {"tokens", "transformer", "vqgan", "sampling", "download"},
+    {"formats", "mesh", "checkpoint", "data"},
+    {"load"},
+    {"decode"},
+    {"generate"},
+    {"needle", "convert"},
+    {"train"},
+)
+"""Modules and packages of the core from the bottom up; each uses only what stands below it."""
+
+STANDARD_LIBRARY_ONLY = ("errors", "config", "registry")
+FORBIDDEN_CALLS = {"print", "input", "exit", "quit", "eval", "exec", "compile", "__import__"}
+FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "typer", "rich"}
+
+CORE_FILES = sorted(CORE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    """The module or package of the core that a file belongs to."""
+    return path.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of all modules that a file imports when it runs, wherever that stands in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def used_parts(path: Path) -> set[str]:
+    """Parts of the core that a file uses."""
+    names = (name.split(".") for name in imports(path))
+    return {name[1] for name in names if name[0] == "lwm_core" and len(name) > 1}
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(CORE.parent))
+
+
+def test_every_part_has_a_layer() -> None:
+    parts = {part(path) for path in CORE_FILES} - {"__init__"}
+    assert parts == set().union(*LAYERS)
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=relative)
+def test_imports_point_down(path: Path) -> None:
+    height = {name: level for level, layer in enumerate(LAYERS) for name in layer}
+    own = part(path)
+    for used in used_parts(path) - {own}:
+        assert height[used] < height[own], f"{own} imports {used}"
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=relative)
+def test_the_core_neither_speaks_nor_runs_what_it_reads(path: Path) -> None:
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & (FORBIDDEN_MODULES | {"lwm_cli"})
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in FORBIDDEN_CALLS, f"line {node.lineno}"
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            name = f"{node.value.id}.{node.attr}"
+            assert name not in {"sys.exit", "sys.stdout", "sys.stderr", "os._exit", "os.system"}
+
+
+@pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
+def test_values_need_the_standard_library_only(name: str) -> None:
+    roots = {module.split(".")[0] for module in imports(CORE / f"{name}.py")}
+    assert roots <= sys.stdlib_module_names | {"lwm_core"}
+
+
+@pytest.mark.parametrize("path", [*CORE_FILES, *sorted(CLI.rglob("*.py"))], ids=relative)
+def test_every_file_says_its_idea(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))

@@ -1,0 +1,113 @@
+"""Drawing tokens: each step against its definition in numpy, and draws against probabilities."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm_core.attention import MASKED
+from lwm_core.errors import UsageError
+from lwm_core.sampling import Sampling, draw_tokens, guide, keep_top_k, keep_top_p
+
+LOGITS = np.random.default_rng(0).normal(0, 2, (5, 40)).astype(np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
+
+
+def kept(logits: jax.Array) -> np.ndarray:
+    return np.asarray(logits) > MASKED / 2
+
+
+@pytest.mark.parametrize("k", [1, 3, 39])
+def test_top_k(k: int) -> None:
+    best = np.argsort(-LOGITS, axis=-1)[:, :k]
+    expected = np.zeros(LOGITS.shape, bool)
+    np.put_along_axis(expected, best, True, axis=-1)
+    result = keep_top_k(jnp.asarray(LOGITS), k)
+    assert np.array_equal(kept(result), expected)
+    assert np.array_equal(np.asarray(result)[expected], LOGITS[expected])
+
+
+@pytest.mark.parametrize("k", [0, 40, 8192])
+def test_top_k_that_keeps_all(k: int) -> None:
+    assert np.array_equal(keep_top_k(jnp.asarray(LOGITS), k), LOGITS)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9, 0.999])
+def test_top_p_keeps_the_fewest_that_reach_p(p: float) -> None:
+    result = kept(keep_top_p(jnp.asarray(LOGITS), p))
+    for row, probabilities in zip(result, softmax(LOGITS.astype(np.float64)), strict=True):
+        ordered = np.argsort(-probabilities)
+        needed = np.searchsorted(np.cumsum(probabilities[ordered]), p) + 1
+        assert set(np.flatnonzero(row)) == set(ordered[:needed])
+
+
+def test_top_p_of_one_keeps_all() -> None:
+    assert np.array_equal(keep_top_p(jnp.asarray(LOGITS), 1.0), LOGITS)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 5.0])
+def test_guidance(guidance: float) -> None:
+    conditional, unconditional = LOGITS[:2], LOGITS[2:4]
+    expected = unconditional + guidance * (conditional - unconditional)
+    assert guide(jnp.asarray(LOGITS[:4]), guidance) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(top_k=1)])
+def test_greedy(sampling: Sampling) -> None:
+    drawn = draw_tokens(jnp.asarray(LOGITS), sampling, jax.random.key(0))
+    assert drawn.dtype == jnp.int32
+    assert np.array_equal(drawn, LOGITS.argmax(axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "allowed"),
+    [
+        (Sampling(), 4),
+        (Sampling(temperature=0.5), 4),
+        (Sampling(temperature=2.0, top_k=3), 3),
+        (Sampling(temperature=0.7, top_p=0.8), 2),
+    ],
+)
+def test_draws_follow_the_probabilities(sampling: Sampling, allowed: int) -> None:
+    logits = np.log(np.array([0.1, 0.5, 0.25, 0.15], np.float32))
+    rows = jnp.asarray(np.tile(logits, (20_000, 1)))
+    drawn = draw_tokens(rows, sampling, jax.random.key(1))
+    expected = softmax(logits / sampling.temperature)
+    expected[np.argsort(-expected)[allowed:]] = 0
+    expected /= expected.sum()
+    shares = np.bincount(np.asarray(drawn), minlength=4) / len(drawn)
+    assert shares == pytest.approx(expected, abs=0.02)  # six standard deviations
+    assert (shares[expected == 0] == 0).all()
+
+
+def test_rows_draw_by_themselves() -> None:
+    draw = lambda rows: draw_tokens(jnp.asarray(rows), Sampling(), jax.random.key(2))  # noqa: E731
+    assert np.array_equal(draw(LOGITS)[:2], draw(LOGITS[:2]))
+    same = draw(np.zeros((64, 40), np.float32))
+    assert len(set(np.asarray(same).tolist())) > 10
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": -1}, "top-k"),
+        ({"top_p": 0.0}, "top-p"),
+        ({"top_p": 1.5}, "top-p"),
+    ],
+)
+def test_values_that_can_not_be(values: dict[str, float], name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        Sampling(**values)  # type: ignore[arg-type]
+
+
+def test_seeds_do_not_make_new_programs() -> None:
+    assert Sampling(seed=1).unseeded == Sampling(seed=2).unseeded
+    assert hash(Sampling(seed=1).unseeded) == hash(Sampling(seed=2).unseeded)
