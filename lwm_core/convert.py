@@ -23,11 +23,8 @@ from lwm_core.errors import FormatError, UsageError
 from lwm_core.formats.lwm_jax import load_lwm_jax
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
-from lwm_core.load import find_model
+from lwm_core.load import STREAM, find_model
 from lwm_core.types import Progress
-
-STREAM = "params"
-"""What the original calls its file of weights."""
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,15 @@ from jax.sharding import Mesh
 
 from lwm_core import backend, checkpoint, download, registry, transformer
 from lwm_core.config import ModelConfig
-from lwm_core.errors import ModelNotFound
+from lwm_core.errors import FormatError, ModelNotFound
 from lwm_core.mesh import device_line, make_mesh, missed_gpu, shardings
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokens import FrameLayout
 from lwm_core.types import Progress
 from lwm_core.vqgan import VQGAN
+
+STREAM = "params"
+"""What the original calls its file of weights."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ def load_model(
     """
     backend.prepare()
     directory = find_model(name)
+    if (directory / STREAM).is_file() and not (directory / checkpoint.CONFIG).is_file():
+        raise FormatError(f"{name} is in the original's format: `lwm convert {name} DIR` first")
     config = checkpoint.read_config(directory)
     device_mesh = make_mesh(mesh)
     chosen = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")

@@ -317,3 +317,6 @@ def test_names_that_are_no_model(tmp_path: Path) -> None:
             find_model(name)
     with pytest.raises(FormatError, match=f"{checkpoint.CONFIG}: missing"):
         load_model(str(tmp_path))
+    (tmp_path / "params").touch()
+    with pytest.raises(FormatError, match="lwm convert"):
+        load_model(str(tmp_path))

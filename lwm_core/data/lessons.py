@@ -110,5 +110,5 @@ class Lessons:
 
     def _prose(self, rng: np.random.Generator) -> Weighted:
         """A stretch of the haystack, to learn plain English from."""
-        start = int(rng.integers(0, len(self.prose) - 600))
+        start = int(rng.integers(0, max(1, len(self.prose) - 600)))
         return weigh(self.tokenizer.encode(self.prose[start : start + 600]), PROSE)
