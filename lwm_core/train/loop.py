@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TextIO
 
+import absl.logging
 import jax
 import orbax.checkpoint as ocp
 
@@ -32,6 +33,7 @@ def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> I
     """
     checked = read_recipe(recipe)
     backend.prepare()
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns there that saving takes time
     folder = output / "checkpoints"
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise UsageError(f"{output} holds a run already; go on with --resume, or choose -o")
