@@ -131,7 +131,7 @@ def empty_cache(
     config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype = jnp.float32
 ) -> KVCache:
     """A cache for `slots` tokens in each of `batch` rows."""
-    shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
+    shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
     places = jnp.zeros((batch, slots), jnp.int32)
     zeros = jnp.zeros(shape, dtype)
     return KVCache(zeros, jnp.zeros_like(zeros), places, jnp.zeros_like(places), jnp.int32(0))
@@ -235,13 +235,14 @@ def _remember(
     cache: KVCache, index: jax.Array, k: jax.Array, v: jax.Array
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     """Write one layer's keys and values `[B, T, K, H]`; returns the layer's `[B, S, K, H]`."""
-    at = (index, 0, cache.length, 0, 0)
+    at = (index, 0, 0, cache.length, 0)
     keys, values = (
-        jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype)[None], at)
+        jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype).swapaxes(1, 2)[None], at)
         for whole, part in ((cache.keys, k), (cache.values, v))
     )
     cache = cache.replace(keys=keys, values=values)
-    return cache, keys[index].astype(k.dtype), values[index].astype(v.dtype)
+    k, v = (whole[index].astype(k.dtype).swapaxes(1, 2) for whole in (keys, values))
+    return cache, k, v
 
 
 def to_numpy(params: Params) -> dict[str, np.ndarray]:

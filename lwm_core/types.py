@@ -29,7 +29,7 @@ class Tokens(struct.PyTreeNode):
 
 
 class KVCache(struct.PyTreeNode):
-    """Keys and values of every layer, `[L, B, S, K, H]`, with their places, int32 `[B, S]`.
+    """Keys and values of every layer, `[L, B, K, S, H]`, with their places, int32 `[B, S]`.
 
     `length` (int32 scalar) counts the slots in use; free slots have segment 0, which no real
     token sees.

@@ -334,7 +334,7 @@ def test_the_largest_model_has_shapes() -> None:
         params, Tokens(ids, ids, ids), cache,
     )  # fmt: skip
     assert (logits.shape, logits.dtype) == ((1, config.max_length, config.vocab), jnp.float32)
-    assert after.keys.shape == (80, 1, 2048, 64, 128)
+    assert after.keys.shape == (80, 1, 64, 2048, 128)
 
 
 def test_fresh_weights() -> None:
