@@ -50,17 +50,15 @@ def attend(
     """Attention of `q [B, T, N, H]` to `k, v [B, S, K, H]`, scaled by `H^-0.5`; K divides N.
 
     Scores, softmax and sums are float32 whatever the inputs. A query that sees no key gets zeros.
-    `auto` takes the first implementation that serves these shapes. Raises UsageError for an
-    unknown implementation and NotImplementedError when a forced one does not serve.
+    `implementation` is tried first; where it does not serve (`auto`: always) the others follow in
+    the table's order. Raises UsageError for an unknown implementation.
     """
-    if implementation != "auto":
-        if implementation not in IMPLEMENTATIONS:
-            known = ", ".join(["auto", *IMPLEMENTATIONS])
-            raise UsageError(f"attention {implementation!r} is unknown; choose one of {known}")
-        return IMPLEMENTATIONS[implementation](q, k, v, q_places, k_places)
-    for function in IMPLEMENTATIONS.values():
+    if implementation not in ("auto", *IMPLEMENTATIONS):
+        known = ", ".join(["auto", *IMPLEMENTATIONS])
+        raise UsageError(f"attention {implementation!r} is unknown; choose one of {known}")
+    for name in sorted(IMPLEMENTATIONS, key=lambda name: name != implementation):
         try:
-            return function(q, k, v, q_places, k_places)
+            return IMPLEMENTATIONS[name](q, k, v, q_places, k_places)
         except NotImplementedError:
             continue
     raise NotImplementedError(f"no attention implementation serves q {q.shape}, k {k.shape}")

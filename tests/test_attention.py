@@ -234,6 +234,7 @@ def test_choice_of_implementation() -> None:
         attend(*many, plain(200), plain(200), "dense"), dense(*many, plain(200), plain(200))
     )
     with pytest.raises(NotImplementedError, match="queries"):
-        attend(*few, plain(8), plain(8), "blockwise")
+        blockwise(*few, plain(8), plain(8))
+    assert_same(attend(*few, plain(8), plain(8), "blockwise"), dense(*few, plain(8), plain(8)))
     with pytest.raises(UsageError, match="auto, blockwise, dense"):
         attend(*few, plain(8), plain(8), "flash")
