@@ -10,6 +10,7 @@ import pytest
 from lwm_core import world
 from lwm_core.data.lessons import PROSE, SEEN_FRAMES, Lessons, Stage
 from lwm_core.data.packing import Weighted
+from lwm_core.errors import ConfigError
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokens import SYSTEM, FrameLayout, Message, chat_prompt, unconditional_prompt
 
@@ -98,3 +99,15 @@ def test_prose_counts_a_little(lessons: Lessons) -> None:
     batch = lessons.batch(stage(length=400, prose=1.0), 0, 0)
     assert set(np.unique(batch.weights)) <= {np.float32(0), np.float32(PROSE)}
     assert (batch.weights > 0).any()
+
+
+@pytest.mark.parametrize("mix", [{"sing": 1.0}, {"see": -1.0}, {"see": 0.0}])
+def test_a_mix_that_cannot_be_meant_is_refused(mix: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"stages\.mix"):
+        stage(**mix)
+
+
+def test_a_length_that_holds_no_example_is_refused(lessons: Lessons) -> None:
+    short = stage(length=8, retrieval=1.0)
+    with pytest.raises(ConfigError, match=r"stages\.length"):
+        lessons.batch(short, 0, 0)

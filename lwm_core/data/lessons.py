@@ -13,6 +13,7 @@ import numpy as np
 
 from lwm_core import world
 from lwm_core.data.packing import Weighted, fill_rows, to_batch, weigh
+from lwm_core.errors import ConfigError
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokens import (
     SYSTEM,
@@ -24,10 +25,13 @@ from lwm_core.tokens import (
     user_ids,
 )
 from lwm_core.types import Batch
+from lwm_core.world.stream import MIX
 
 Encode = Callable[[np.ndarray], np.ndarray]
 """Pixels, uint8 `[F, S, S, 3]`, to codes, int32 `[F, frame_codes]`."""
 
+KINDS = (*MIX, "prose")
+"""What a stage can be mixed of."""
 SEEN_FRAMES = 0.1
 """Weight of the frames that are asked about, as targets; frames to make count one."""
 PROSE = 0.2
@@ -47,6 +51,15 @@ class Stage:
     characters: tuple[int, int]
     mix: dict[str, float]
 
+    def __post_init__(self) -> None:
+        for kind, share in self.mix.items():
+            if kind not in KINDS:
+                raise ConfigError(f"stages.mix.{kind}: no such kind; known are {', '.join(KINDS)}")
+            if share < 0:
+                raise ConfigError(f"stages.mix.{kind}: {share} is less than nothing")
+        if not sum(self.mix.values()):
+            raise ConfigError("stages.mix: at least one share above 0 is needed")
+
 
 class Lessons:
     """Batches of one tokenizer, frame layout and image tokenizer."""
@@ -58,9 +71,17 @@ class Lessons:
         self.size, self.prose = size, prose
 
     def batch(self, stage: Stage, seed: int, index: int) -> Batch:
-        """Batch number `index` of a stage: `[rows, length]`."""
+        """Batch number `index` of a stage: `[rows, length]`.
+
+        Raises ConfigError when none of the examples is short enough for a row.
+        """
         rng = np.random.default_rng((seed, index))
         rows = fill_rows(self._examples(stage, seed, index, rng), stage.rows, stage.length)
+        if not any(rows):
+            raise ConfigError(
+                f"stages.length: no example fits {stage.length} tokens; raise it, or lower "
+                "stages.frames and stages.characters"
+            )
         return to_batch(rows, stage.length)
 
     def _examples(

@@ -81,7 +81,7 @@ class ImageJob:
     def export(self, state: Any, directory: Path) -> None:
         model = nnx.merge(self._graph, state.params)
         with checkpoint.new_directory(directory, force=True) as folder:
-            checkpoint.write_vqgan(folder / "vqgan", model)
+            checkpoint.write_vqgan(folder / checkpoint.VQGAN, model)
 
 
 class LanguageJob:
@@ -178,8 +178,8 @@ class LanguageJob:
 def _tokenizer(recipe: LanguageRecipe, source: Path | None, output: Path, prose: str) -> Path:
     """The tokenizer's file: that of the model to start from, or one trained on what is taught."""
     if source:
-        return source / "tokenizer.model"
-    path = output / "tokenizer.model"
+        return source / checkpoint.TOKENIZER
+    path = output / checkpoint.TOKENIZER
     if not path.exists():
         train_tokenizer(_texts(prose), path, recipe.tokenizer)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -79,9 +80,9 @@ def _steps(job: Job, checkpoints: ocp.CheckpointManager, output: Path) -> Iterat
         unit, count = job.size(batch)
         numbers[f"{unit}_per_second"] = count / (now - began)
         began = now
-        if numbers["loss"] != numbers["loss"]:
+        if not math.isfinite(numbers["loss"]):
             raise TrainingError(
-                f"step {step}: the loss is not a number; lower optimizer.rate and go on with "
+                f"step {step}: the loss is {numbers['loss']}; lower optimizer.rate and go on with "
                 f"--resume from step {checkpoints.latest_step() or 0}"
             )
         yield TrainEvent("step", step, job.steps, numbers)

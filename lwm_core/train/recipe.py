@@ -45,6 +45,12 @@ class TransformerSize:
     rope_theta: float = 10_000.0
     tie_embeddings: bool = True
 
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.hidden % (2 * self.heads):
+            raise ConfigError(
+                f"model.heads: {self.heads} do not share {self.hidden} evenly, in even sizes"
+            )
+
 
 @dataclass(frozen=True)
 class LanguageRecipe:
