@@ -9,17 +9,22 @@ import numpy as np
 from lwm_core.types import Array
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """`x [..., in]` times `weight [out, in]` (Hugging Face's layout), summed in float32.
+def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x [..., in]` times `weight [out, in]` (Hugging Face's layout): float32 `[..., out]`.
 
-    The product is taken in two dimensions because XLA's CPU backend is slow to differentiate
-    products of more. Returns `[..., out]` in the dtype of `x`.
+    It is taken in two dimensions because XLA's CPU backend is slow to differentiate products of
+    more.
     """
     rows = x.reshape(-1, x.shape[-1])
-    product = jax.lax.dot_general(
+    result = jax.lax.dot_general(
         rows, weight.astype(x.dtype), (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
     )
-    return product.astype(x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+    return result.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x [..., in]` times `weight [out, in]`: summed in float32, returned in the dtype of `x`."""
+    return product(x, weight).astype(x.dtype)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -41,18 +46,18 @@ def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
     return (1 / np.power(dtype(theta), exponents.astype(dtype))).astype(np.float64)
 
 
-def _product(x: jax.Array, high: np.ndarray, low: np.ndarray) -> jax.Array:
+def _exact_product(x: jax.Array, high: np.ndarray, low: np.ndarray) -> jax.Array:
     """`x * (high + low)` rounded once to float32, by Dekker's exact product (1971)."""
 
     def split(value: jax.Array) -> tuple[jax.Array, jax.Array]:
         top = jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=11)
         return top, value - top
 
-    product = x * high
+    rounded = x * high
     (x_top, x_rest), (high_top, high_rest) = split(x), split(jnp.asarray(high))
-    error = x_top * high_top - product
+    error = x_top * high_top - rounded
     error = error + x_top * high_rest + x_rest * high_top + x_rest * high_rest
-    return product + (error + x * low)
+    return rounded + (error + x * low)
 
 
 def rope_tables(positions: Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -63,7 +68,7 @@ def rope_tables(positions: Array, head_dim: int, theta: float) -> tuple[jax.Arra
     frequencies = rope_frequencies(head_dim, theta)
     high = frequencies.astype(np.float32)
     low = (frequencies - high).astype(np.float32)
-    angles = _product(jnp.asarray(positions, jnp.float32)[..., None], high, low)
+    angles = _exact_product(jnp.asarray(positions, jnp.float32)[..., None], high, low)
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from lwm_core.attention import Places, attend
 from lwm_core.config import ModelConfig
-from lwm_core.layers import linear, rms_norm, rope_tables, rotate, swiglu
+from lwm_core.layers import linear, product, rms_norm, rope_tables, rotate, swiglu
 from lwm_core.types import KVCache, Tokens
 
 Params = dict[str, Any]
@@ -185,12 +185,8 @@ def hidden_states(
 
 def logits_of(params: Params, hidden: jax.Array, ids: slice = slice(None)) -> jax.Array:
     """Logits of the ids in a static range, float32 `[..., n]`; text and vision are such ranges."""
-    head = params["head" if "head" in params else "embed"][ids].astype(hidden.dtype)
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    product = jax.lax.dot_general(
-        rows, head, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return product.reshape(*hidden.shape[:-1], head.shape[0])
+    head = params["head" if "head" in params else "embed"][ids]
+    return product(hidden, head)
 
 
 def _reserve(cache: KVCache, places: Places) -> KVCache:

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from lwm_core.config import VQConfig
+from lwm_core.types import Array
 
 
 class NormSilu(nnx.Module):
@@ -216,9 +217,5 @@ def to_bytes(pixels: jax.Array) -> np.ndarray:
     return ((np.asarray(pixels) + 1.0) * 127.5).astype(np.uint8)
 
 
-encode: Callable[[VQGAN, jax.Array | np.ndarray], jax.Array] = nnx.jit(
-    lambda model, pixels: model.encode(pixels)
-)
-decode: Callable[[VQGAN, jax.Array | np.ndarray], jax.Array] = nnx.jit(
-    lambda model, codes: model.decode(codes)
-)
+encode: Callable[[VQGAN, Array], jax.Array] = nnx.jit(lambda model, pixels: model.encode(pixels))
+decode: Callable[[VQGAN, Array], jax.Array] = nnx.jit(lambda model, codes: model.decode(codes))
