@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm_core.layers import linear, rms_norm, rope_tables, rotate, swiglu
+from lwm_core.layers import linear, product, rms_norm, rope_tables, rotate, swiglu
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -54,6 +54,19 @@ def test_rotated_products_depend_on_distance_only() -> None:
 
     np.testing.assert_allclose(score(9, 4), score(105, 100), atol=1e-4)
     assert np.abs(score(9, 4) - score(9, 5)).max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_a_product(dtype: jnp.dtype) -> None:
+    x, weight, out = normal(2, 24, 16), normal(12, 16, seed=1), normal(2, 24, 12, seed=2)
+    x, weight, out = (np.asarray(jnp.asarray(a, dtype), np.float64) for a in (x, weight, out))
+    values, pull = jax.vjp(product, jnp.asarray(x, dtype), jnp.asarray(weight, jnp.float32))
+    d_x, d_weight = pull(jnp.asarray(out, jnp.float32))
+    assert (values.dtype, d_x.dtype, d_weight.dtype) == (jnp.float32, dtype, jnp.float32)
+    np.testing.assert_allclose(values, x @ weight.T, atol=1e-4)
+    np.testing.assert_allclose(d_weight, np.einsum("btn,bti->ni", out, x), atol=1e-4)
+    d_x = np.asarray(d_x, np.float64)
+    np.testing.assert_allclose(d_x, out @ weight, rtol=2**-8, atol=1e-5)
 
 
 def test_rms_norm() -> None:

@@ -8,13 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
-from lwm_core import checkpoint, vqgan
+from lwm_core import checkpoint, transformer, vqgan
+from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError, OutputError, UsageError
 from lwm_core.load import load_model
 from lwm_core.train import TrainEvent, read_recipe, train
+from lwm_core.train.language import fresh_params
 
 IMAGE = {
     "kind": "image",
@@ -91,6 +94,26 @@ def test_an_image_tokenizer(tmp_path: Path) -> None:
     assert image is not None
     codes = vqgan.encode(image, np.zeros((1, 16, 16, 3), np.float32))
     assert codes.shape == (1, 64)
+
+
+def test_codes_that_look_alike_begin_alike() -> None:
+    config = ModelConfig(
+        text_vocab=10, hidden=256, intermediate=8, layers=1, heads=1, kv_heads=1, head_dim=256,
+        max_length=8, vision_vocab=42, vision_codes=40, frame_codes=4,
+    )  # fmt: skip
+    codebook = np.random.default_rng(0).standard_normal((20, 8)).repeat(2, 0)
+    embed = np.asarray(fresh_params(config, 3, codebook)["embed"])
+    codes = embed[10:50] / np.linalg.norm(embed[10:50], axis=1, keepdims=True)
+    likeness = codes @ codes.T
+    twins = likeness[np.arange(0, 40, 2), np.arange(1, 40, 2)]
+    strangers = likeness[::2, ::2][~np.eye(20, dtype=bool)]
+    assert twins.mean() == pytest.approx(0.5, abs=0.1)
+    assert abs(strangers).mean() < 0.3
+    assert embed[10:50].std() == pytest.approx(0.02, rel=0.1)
+    untouched = np.r_[0:10, 50:52]
+    np.testing.assert_array_equal(
+        embed[untouched], transformer.init(config, jax.random.key(3))["embed"][untouched]
+    )
 
 
 def test_killed_and_resumed_is_uninterrupted(text: dict[str, Any], place: Any) -> None:

@@ -153,6 +153,24 @@ def test_answers_name_what_the_pixels_show(purpose: str, frames: int) -> None:
             assert shape_name(share) in exchanges[0][1]
 
 
+@pytest.mark.parametrize("frames", [1, 4])
+def test_places_are_where_the_pixels_are(frames: int) -> None:
+    for scene in lone_shapes(60, "see", frames):
+        share = shares(scene.render(SIZE))
+        told = {answer for seed in range(4) for _, answer in scene.questions(generator(seed), 9)}
+        pattern = r" (is|starts|ends) (?:at|on|in) the (.*)\.$"
+        places = {m[1]: m[2] for answer in told if (m := re.search(pattern, answer))}
+        assert set(places) <= ({"is"} if frames == 1 else {"starts", "ends"})
+        for verb, place in places.items():
+            filled = share[-1 if verb == "ends" else 0] > 0.5
+            x, y = (np.flatnonzero(filled.any(axis)).mean() / SIZE for axis in (0, 1))
+            for word, value, sign in (
+                ("left", x, -1), ("right", x, 1), ("top", y, -1), ("bottom", y, 1)
+            ):  # fmt: skip
+                beyond = sign * (value - 0.5) - 0.1
+                assert beyond > -0.04 if word in place.split() else beyond < 0.04
+
+
 def test_one_scene_gives_consistent_answers() -> None:
     for index in range(40):
         scene = sample_shapes(generator(index), frames=8, purpose="see")
@@ -288,6 +306,30 @@ def test_making_is_clean_and_seeing_is_mixed() -> None:
     assert 0.4 < np.mean(noisy["see"]) < 0.8
 
 
+def test_a_clean_scene_is_the_same_scene_without_its_noise() -> None:
+    noisy = (sample_shapes(generator(i), frames=2, purpose="see") for i in itertools.count())
+    noise = []
+    for scene in itertools.islice((s for s in noisy if s.noise_seed is not None), 20):
+        clean, seen = scene.clean().render(SIZE), scene.render(SIZE)
+        # A plain ground has one colour in most of the pixels; noise gives it many.
+        counts = np.unique(clean.reshape(-1, 3), axis=0, return_counts=True)[1]
+        assert counts.max() > 0.5 * SIZE**2
+        noise.append(np.abs(clean.astype(int) - seen).mean())
+    assert max(noise) < 40
+    assert np.median(noise) > 0.5
+
+
+def test_shapes_to_make_step_by_half_a_patch_of_the_image_tokenizer() -> None:
+    """Two frames later a moving shape is the same picture, one patch of 8 pixels further."""
+    shift = {"left": (0, -8), "right": (0, 8), "up": (-8, 0), "down": (8, 0)}
+    moving = [s for s in lone_shapes(80, "make", 8) if s.actors[0].thing.motion in shift]
+    assert len(moving) > 30
+    for scene in moving:
+        frames = scene.render(SIZE).astype(int)
+        moved = np.roll(frames[:-2], shift[scene.actors[0].thing.motion], axis=(1, 2))
+        assert np.abs(moved - frames[2:]).max() <= 2
+
+
 def test_noise_keeps_what_is_seen() -> None:
     clip = sample_shapes(generator(5), frames=3, purpose="make").render(50)
     before = clip.copy()
@@ -353,6 +395,13 @@ def test_dialogues_remember_what_was_said() -> None:
                 assert int(total[1]) + int(total[2]) == int(total[3])
                 assert total[1] in user
     assert remembered > 5
+
+
+def test_what_is_repeated_was_said() -> None:
+    for seed in range(50):
+        ((question, answer),) = dialogue.repeat(generator(seed))
+        words = answer.removesuffix(".")
+        assert words.lower() in question.lower()
 
 
 def test_the_stream_can_be_resumed_anywhere() -> None:

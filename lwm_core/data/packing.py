@@ -9,7 +9,7 @@ import numpy as np
 
 from lwm_core.types import Batch
 
-MISSES = 24
+MISSES = 10
 """After so many examples that found no room a batch is full enough."""
 
 

@@ -1,8 +1,8 @@
 """Training an image tokenizer: reconstruction, commitment, and a codebook kept by moving averages.
 
 The codebook follows the encoder by exponential moving averages (van den Oord et al. 2017,
-appendix A.1); a code that falls out of use is set to a latent of the present batch, so that none
-stays dead. There is no adversarial loss: the pictures of the embedded model's world are plain.
+appendix A.1); a code that falls out of use is set to a latent of the present batch that its own
+code serves badly, so that none stays dead. There is no adversarial loss: the pictures of the embedded model's world are plain.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from lwm_core import vqgan
 from lwm_core.config import VQConfig
 
 COMMITMENT = 0.1
-DECAY = 0.98
-DEAD = 0.03
+SQUARED = 2.0
+"""Weight of the squared error: it does not forgive small things that are missing."""
+DECAY = 0.99
+DEAD = 0.02
 
 
 class ImageState(struct.PyTreeNode):
@@ -50,11 +52,11 @@ def _edges(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def image_loss(
-    graph: nnx.GraphDef, params: Any, pixels: jax.Array, free: jax.Array
+    graph: nnx.GraphDef, params: Any, pixels: jax.Array, wanted: jax.Array, free: jax.Array
 ) -> tuple[jax.Array, tuple]:
-    """Absolute error of pixels and of edges, plus commitment; pixels `[F, R, R, 3]` in [-1, 1].
+    """Absolute error of pixels and of edges, squared error, and commitment.
 
-    The latents of pictures that are `free` (bool `[F]`) go to the decoder as they are: at first
+    The pictures `pixels` are to be made into `wanted`, both `[F, R, R, 3]` in [-1, 1]. The latents of pictures that are `free` (bool `[F]`) go to the decoder as they are: at first
     encoder and decoder learn faster without the codebook between them.
     Returns the loss and (reconstruction error, latents `[n, code_dim]`, codes `[n]`).
     """
@@ -67,10 +69,12 @@ def image_loss(
         jnp.where(free[:, None, None, None], 0.0, quantized - latents)
     )
     made = model.decode_latents(straight_through)
-    error = jnp.abs(made - pixels).mean()
-    edges = sum(jnp.abs(a - b).mean() for a, b in zip(_edges(made), _edges(pixels), strict=True))
+    error = jnp.abs(made - wanted).mean()
+    edges = sum(jnp.abs(a - b).mean() for a, b in zip(_edges(made), _edges(wanted), strict=True))
+    squared = jnp.square(made - wanted).mean()
     flat = latents.reshape(-1, latents.shape[-1])
-    return error + edges + COMMITMENT * commitment, (error, flat, codes.reshape(-1))
+    loss = error + edges + SQUARED * squared + COMMITMENT * commitment
+    return loss, (error, flat, codes.reshape(-1))
 
 
 def move_codebook(
@@ -83,7 +87,9 @@ def move_codebook(
     counts = DECAY * state.counts + (1 - DECAY) * hits
     sums = DECAY * state.sums + (1 - DECAY) * sums
     dead = counts < DEAD
-    fresh = latents[jax.random.randint(key, (size,), 0, latents.shape[0])]
+    distance = jnp.square(latents - state.params["codebook"][codes]).sum(-1)
+    worst = jax.random.choice(key, latents.shape[0], (size,), p=distance / distance.sum())
+    fresh = latents[worst]
     counts = jnp.where(dead, 1.0, counts)
     sums = jnp.where(dead[:, None], fresh, sums)
     return counts, sums, sums / counts[:, None]
@@ -95,17 +101,17 @@ def image_step(
     seed: int,
     free_steps: int,
     state: ImageState,
-    pixels: jax.Array,
+    batch: tuple[jax.Array, jax.Array],
 ) -> tuple[ImageState, dict[str, jax.Array]]:
-    """One update from one batch of pictures; returns the next state and metrics.
+    """One update from a batch of pictures and what they should become; the next state and metrics.
 
     The share of pictures that bypass the codebook falls from one to none over `free_steps`.
     """
     key, key_free = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-    bound = jax.random.uniform(key_free, pixels.shape[:1])
+    bound = jax.random.uniform(key_free, batch[0].shape[:1])
     free = bound * free_steps > state.step
     loss_of = jax.value_and_grad(
-        lambda params: image_loss(graph, params, pixels, free), has_aux=True
+        lambda params: image_loss(graph, params, *batch, free), has_aux=True
     )
     (loss, (error, latents, codes)), gradients = loss_of(state.params)
     updates, moments = optimizer.update(gradients, state.moments, state.params)

@@ -19,7 +19,7 @@ from lwm_core.needle import read_haystack
 from lwm_core.tokenizer import Tokenizer, train_tokenizer
 from lwm_core.tokens import SYSTEM, FrameLayout
 from lwm_core.train.image import image_step, initial_state
-from lwm_core.train.language import LanguageState, language_step
+from lwm_core.train.language import LanguageState, fresh_params, language_step
 from lwm_core.train.optimizer import make_optimizer
 from lwm_core.train.recipe import ImageRecipe, LanguageRecipe
 from lwm_core.types import Batch
@@ -51,7 +51,11 @@ class Job(Protocol):
 
 
 class ImageJob:
-    """An image tokenizer learns from single pictures of the world."""
+    """An image tokenizer learns from single pictures of the world, to undo their noise too.
+
+    The codes are few: none of them should be spent on grain or on the blocks of an encoder
+    (the idea of denoising autoencoders, Vincent et al. 2008).
+    """
 
     def __init__(self, recipe: ImageRecipe, output: Path):
         self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
@@ -63,20 +67,23 @@ class ImageJob:
     def initial_state(self) -> Any:
         return self._start
 
-    def batch(self, index: int) -> np.ndarray:
-        """Pictures, float32 `[batch, size, size, 3]` in [-1, 1]."""
+    def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures and the same without noise, each float32 `[batch, size, size, 3]` in [-1, 1]."""
         rng = np.random.default_rng((self.recipe.seed, index))
         pictures: list[np.ndarray] = []
+        wanted: list[np.ndarray] = []
         while len(pictures) < self.recipe.batch:
             frames = int(rng.integers(1, 9))
             purpose: world.Purpose = "see" if rng.random() < 0.5 else "make"
             scene = world.sample_scene(rng, frames=frames, purpose=purpose)
             chosen = rng.permutation(frames)[:FRAMES_OF_A_SCENE]
             pictures.extend(scene.render(self.recipe.model.resolution)[chosen])
-        return vqgan.to_unit(np.stack(pictures[: self.recipe.batch]))
+            wanted.extend(scene.clean().render(self.recipe.model.resolution)[chosen])
+        count = self.recipe.batch
+        return vqgan.to_unit(np.stack(pictures[:count])), vqgan.to_unit(np.stack(wanted[:count]))
 
-    def size(self, batch: np.ndarray) -> tuple[str, int]:
-        return "pictures", len(batch)
+    def size(self, batch: tuple[np.ndarray, np.ndarray]) -> tuple[str, int]:
+        return "pictures", len(batch[0])
 
     def export(self, state: Any, directory: Path) -> None:
         model = nnx.merge(self._graph, state.params)
@@ -154,7 +161,8 @@ class LanguageJob:
             cast = {name: jnp.asarray(w.astype(np.float32)) for name, w in weights.items()}
             params = transformer.nest(cast)
         else:
-            params = transformer.init(self.config, jax.random.key(self.recipe.seed))
+            codebook = np.asarray(self.image.codebook[...]) if self.image else None
+            params = fresh_params(self.config, self.recipe.seed, codebook)
         return LanguageState(jnp.int32(0), params, self._optimizer.init(params))
 
     def batch(self, index: int) -> Batch:

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
+from lwm_core import transformer
 from lwm_core.config import ModelConfig
 from lwm_core.transformer import Params, hidden_states, logits_of
 from lwm_core.types import Array, Batch
@@ -24,6 +26,26 @@ class LanguageState(struct.PyTreeNode):
     step: jax.Array
     params: Params
     moments: Any
+
+
+def fresh_params(config: ModelConfig, seed: int, codebook: np.ndarray | None = None) -> Params:
+    """Float32 weights to begin with.
+
+    Given the image tokenizer's codebook, `[codes, code_dim]`, the codes are not strangers to each
+    other at first: half of the variance of their embeddings is a random projection of it, so what
+    is learned of one code holds for those that look alike.
+    """
+    params = transformer.init(config, jax.random.key(seed))
+    if codebook is None:
+        return params
+    spread = params["embed"].std()
+    whitened = (codebook - codebook.mean(0)) / codebook.std(0)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    projection = jax.random.normal(key, (codebook.shape[1], config.hidden))
+    alike = whitened @ projection * (spread / np.sqrt(codebook.shape[1]))
+    codes = slice(config.text_vocab, config.text_vocab + len(codebook))
+    mixed = (params["embed"][codes] + alike) / np.sqrt(2)
+    return {**params, "embed": params["embed"].at[codes].set(mixed)}
 
 
 def token_losses(

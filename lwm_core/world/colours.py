@@ -64,6 +64,12 @@ SHAPE_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "white")
 GROUND_COLOURS = ("black", "gray", *SHAPE_COLOURS)
 
 
+def plain(name: str) -> Colour:
+    """The value that most programs write for `name`."""
+    red, green, blue = (channel / 255 for channel in REGIONS[name].canonical[0])
+    return red, green, blue
+
+
 def canonical(name: str, rng: np.random.Generator) -> Colour:
     """A value that programs write for `name`, at most 6/255 away from it per channel."""
     values = rng.choice(REGIONS[name].canonical) + rng.uniform(-4, 4) + rng.uniform(-2, 2, 3)

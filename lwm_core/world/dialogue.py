@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from lwm_core.wording import CITIES
 from lwm_core.world.colours import SHAPE_COLOURS
 from lwm_core.world.dialogue_words import CLOSINGS, OPENINGS, TALK, Intent
 from lwm_core.world.shapes import SHAPES
@@ -100,11 +101,22 @@ def _next_number(rng: np.random.Generator) -> list[Exchange]:
     return [(typed(rng, f"What comes after {_NUMBERS[number]}?"), after)]
 
 
-def _repeat(rng: np.random.Generator) -> list[Exchange]:
-    """Words to say again."""
-    words = f"{pick(rng, SHAPE_COLOURS)} {pick(rng, SHAPES)}"
+def repeat(rng: np.random.Generator) -> list[Exchange]:
+    """Words and numbers to say again."""
+    items = [_item(rng) for _ in range(int(rng.integers(1, 9)))]
     told = pick(rng, ("Say {}.", "Repeat: {}.", "Please say {}.", "Repeat after me: {}."))
-    return [(typed(rng, told.format(words)), sentence(words))]
+    said = ", ".join(items)
+    return [(typed(rng, told.format(said)), f"{said}.")]
+
+
+def _item(rng: np.random.Generator) -> str:
+    """A number of one to seven figures, a place, a name, or a coloured shape."""
+    kind = rng.random()
+    if kind < 0.5:
+        return str(rng.integers(10 ** int(rng.integers(1, 8))))
+    if kind < 0.7:
+        return pick(rng, CITIES)
+    return pick(rng, _NAMES) if kind < 0.8 else f"{pick(rng, SHAPE_COLOURS)} {pick(rng, SHAPES)}"
 
 
 def _kind(rng: np.random.Generator) -> list[Exchange]:
@@ -128,7 +140,7 @@ def _exchange(rng: np.random.Generator, intents: tuple[Intent, ...]) -> list[Exc
     return [(typed(rng, pick(rng, said)), pick(rng, answers))]
 
 
-_MADE = (_name, _belonging, _number, _sum, _next_number, _repeat, _kind)
+_MADE = (_name, _belonging, _number, _sum, _next_number, repeat, _kind)
 
 
 def sample(rng: np.random.Generator) -> list[Exchange]:

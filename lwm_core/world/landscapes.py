@@ -20,13 +20,11 @@ PACE = 0.1  # of the whole course, from frame to frame, in scenes to make
 class LandscapeScene(Scene):
     """One of the six landscapes at the moments `[F]` of its course, 0..1."""
 
-    frames: int
     name: str
     moments: np.ndarray
     look: Look
     names: dict[str, str]  # the words for the look: `colour` and `way`
     seed: int  # of the details
-    noise_seed: int | None = None
 
     def render(self, size: int) -> np.ndarray:
         """Frames as uint8 `[frames, size, size, 3]`, with the noise that belongs to the scene."""
@@ -70,7 +68,7 @@ def sample_landscape(
         Look(canonical(colour, rng), 1.0 if way == "right" else -1.0),
         {"colour": colour, "way": way},
         int(rng.integers(2**31)),
-        noise_seed(rng, purpose),
+        noise_seed=noise_seed(rng, purpose),
     )
 
 

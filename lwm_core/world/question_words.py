@@ -109,6 +109,24 @@ WAY_OF_IT = (
     "Which way does the shape move?",
     "Does it move?",
 )
+PLACE_OF = (
+    "Where is {}?",
+    "Where is {} in the picture?",
+    "In which part of the picture is {}?",
+    "Where do you see {}?",
+)
+FIRST_PLACE_OF = (
+    "Where is {} at first?",
+    "Where does {} start?",
+    "Where does {} begin?",
+    "Where is {} at the beginning?",
+)
+LAST_PLACE_OF = (
+    "Where is {} at last?",
+    "Where does {} end?",
+    "Where does {} arrive?",
+    "Where is {} at the end?",
+)
 COLOURS_OF_THEM = ("What colours are they?", "Which colours do the shapes have?")
 COLOUR_OF = (
     "What colour is the {}?",

@@ -8,7 +8,8 @@ show; scenes to *make* have what a short prompt describes: steady, clean and cle
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
 
 import numpy as np
 
@@ -21,10 +22,16 @@ Purpose = Literal["see", "make"]
 NOISY_SHARE = 0.65  # of the scenes to see
 
 
+@dataclass(frozen=True)
 class Scene(ABC):
     """Something that is seen for `frames` frames (one: a picture) and can be told."""
 
     frames: int
+    noise_seed: int | None = field(default=None, kw_only=True)
+
+    def clean(self) -> Self:
+        """The same scene without the noise of cameras and encoders."""
+        return replace(self, noise_seed=None)
 
     @abstractmethod
     def render(self, size: int) -> np.ndarray:

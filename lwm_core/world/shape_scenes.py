@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lwm_core.world import words
 from lwm_core.world.canvas import Canvas
-from lwm_core.world.colours import GROUND_COLOURS, SHAPE_COLOURS, Colour, canonical, nearby
+from lwm_core.world.colours import GROUND_COLOURS, SHAPE_COLOURS, Colour, canonical, nearby, plain
 from lwm_core.world.scenes import Purpose, Scene, finish, noise_seed
 from lwm_core.world.shapes import SHAPES, coverage
 
 LEAST_CONTRAST = 0.25  # between a shape and its ground, in RGB of 0..1
 LARGEST = 0.5  # diameter of a lone shape
-STEP = 0.05  # what a thing in a scene to make moves from frame to frame
+LARGEST_OF_TWO = 0.375
+SMALLEST = 0.1
+GRID = 1 / 16
+"""Where shapes to make stand, and how far they go from frame to frame, in parts of the side.
+
+It is half a patch of the embedded model's image tokenizer: few different codes are to be learned,
+and every other frame has the codes of the one two before, one place further.
+"""
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -34,11 +41,9 @@ class Actor:
 class ShapeScene(Scene):
     """One or two shapes over a plain ground."""
 
-    frames: int
     actors: tuple[Actor, ...]
     ground: str
     ground_colour: Colour
-    noise_seed: int | None = None
 
     def render(self, size: int) -> np.ndarray:
         """Frames as uint8 `[frames, size, size, 3]`, with the noise that belongs to the scene."""
@@ -79,15 +84,17 @@ def sample_shapes(rng: np.random.Generator, *, frames: int, purpose: Purpose) ->
         tilted = purpose == "see" and rng.random() < 0.15
         actors.append(
             Actor(
-                thing,
+                replace(thing, first=_place(centre[0]), last=_place(centre[-1])),
                 _visible_colour(rng, thing.colour, ground_colour, purpose),
-                centre[:frames],
-                diameter[:frames],
+                centre,
+                diameter,
                 rng.uniform(-0.25, 0.25) if tilted else 0.0,
-                _variant(rng, thing.shape),
+                _variant(rng, thing.shape, purpose),
             )
         )
-    return ShapeScene(frames, tuple(actors), ground, ground_colour, noise_seed(rng, purpose))
+    return ShapeScene(
+        frames, tuple(actors), ground, ground_colour, noise_seed=noise_seed(rng, purpose)
+    )
 
 
 def _ground(rng: np.random.Generator, purpose: Purpose) -> tuple[str, Colour]:
@@ -100,8 +107,9 @@ def _ground(rng: np.random.Generator, purpose: Purpose) -> tuple[str, Colour]:
 
 
 def _colour(rng: np.random.Generator, name: str, purpose: Purpose) -> Colour:
-    choose = canonical if purpose == "make" or rng.random() < 0.5 else nearby
-    return choose(name, rng)
+    if purpose == "make":
+        return plain(name)
+    return canonical(name, rng) if rng.random() < 0.5 else nearby(name, rng)
 
 
 def _visible_colour(
@@ -133,8 +141,16 @@ def _things(
     return things
 
 
-def _variant(rng: np.random.Generator, shape: str) -> float:
+def _place(centre: np.ndarray) -> str:
+    """The part of the picture where `centre` `[2]` is."""
+    column, row = np.digitize(centre, (0.4, 0.6))
+    return words.PLACES[row][column]
+
+
+def _variant(rng: np.random.Generator, shape: str, purpose: Purpose) -> float:
     """Most programs fill the square's box; of triangles and stars all forms are usual."""
+    if purpose == "make":
+        return 0.0 if shape == "star" else 1.0
     return 1.0 if shape == "square" and rng.random() < 0.7 else float(rng.random())
 
 
@@ -145,9 +161,10 @@ def _paths(
     rng: np.random.Generator, things: list[words.Thing], frames: int, purpose: Purpose
 ) -> list[Path]:
     """A path for every shape, such that they don't touch in the first frame."""
-    largest = LARGEST if len(things) == 1 else 0.36
+    largest = LARGEST if len(things) == 1 else LARGEST_OF_TWO
+    path = _path if purpose == "see" else _steady_path
     for _ in range(60):
-        paths = [_path(rng, thing.motion, frames, purpose, largest) for thing in things]
+        paths = [path(rng, thing.motion, frames, largest) for thing in things]
         if len(paths) == 1 or _apart(*paths):
             break
     return paths
@@ -159,53 +176,66 @@ def _apart(one: Path, other: Path) -> bool:
     return bool(gap > 0.56 * (one[1][0] + other[1][0]))
 
 
-def _path(
-    rng: np.random.Generator, motion: str, frames: int, purpose: Purpose, largest: float
-) -> Path:
-    """Where a shape is and how big it is, frame by frame; always wholly inside the picture."""
-    planned = frames if frames > 1 else int(rng.integers(8, 17))  # a picture begins a clip
-    course = _course(rng, planned, purpose)
-    sizes = _sizes(rng, motion, planned, purpose, largest)
-    diameter = sizes[0] + (sizes[1] - sizes[0]) * course
-    room = 1 - max(sizes)
+def _path(rng: np.random.Generator, motion: str, frames: int, largest: float) -> Path:
+    """Any way, frame by frame, of a shape to see; always wholly inside the picture."""
+    course = _course(rng, frames) if frames > 1 else np.zeros(1)
+    first, last = _sizes(rng, motion, largest)
+    room = 1 - max(first, last)
     travel = np.zeros(2)
     if motion in WAYS:
-        travel = np.array(WAYS[motion]) * _distance(rng, room, planned, purpose)
-    first, last = np.maximum(0, -travel), room - np.maximum(0, travel)
-    margin = 0.25 if purpose == "make" and largest == LARGEST else 0
-    start = first + (last - first) * rng.uniform(margin, 1 - margin, 2)
-    centre = max(sizes) / 2 + start + course[:, None] * travel
-    return centre[:frames], diameter[:frames]
+        least = 0.15 if rng.random() < 0.15 else 0.25
+        travel = np.array(WAYS[motion]) * rng.uniform(min(least, room), room)
+    start = _start(rng, travel, room, margin=0)
+    centre = max(first, last) / 2 + start + course[:, None] * travel
+    return centre, first + (last - first) * course
 
 
-def _sizes(
-    rng: np.random.Generator, motion: str, frames: int, purpose: Purpose, largest: float
-) -> tuple[float, float]:
-    """The first and the last diameter."""
-    if motion not in ("grow", "shrink"):
-        size = rng.uniform(0.1 if purpose == "see" else min(0.25, largest), largest)
-        return size, size
-    if purpose == "see":
-        small = rng.uniform(0.1, largest / 1.5)
-        big = rng.uniform(1.5 * small, largest)
+def _steady_path(rng: np.random.Generator, motion: str, frames: int, largest: float) -> Path:
+    """The way of a shape to make: on the grid, as far in every frame as in the one before.
+
+    A picture may begin a clip, so there is room for one.
+    """
+    planned = frames if frames > 1 else int(rng.integers(8, 17))
+    step = GRID if planned <= 9 else GRID / 2
+    steps = np.arange(planned)
+    if motion in ("grow", "shrink"):
+        small = GRID * rng.integers(3, 5)
+        diameter = np.minimum(small + GRID / 2 * steps, largest)
+        diameter = diameter if motion == "grow" else diameter[::-1]
     else:
-        small = rng.uniform(0.15, 0.2)
-        big = min(largest, small + max(0.12, 0.7 * STEP * (frames - 1)))
+        diameter = np.full(planned, GRID * rng.integers(4, int(largest / GRID) + 1))
+    room = (1 - diameter.max()) // GRID * GRID
+    travel = np.zeros(2)
+    if motion in WAYS:
+        travel = np.array(WAYS[motion]) * min(room, step * (planned - 1))
+    start = np.round(_start(rng, travel, room, margin=0.2) / GRID) * GRID
+    moved = np.clip(steps[:, None] * step * np.sign(travel), -abs(travel), abs(travel))
+    return (diameter.max() / 2 + start + moved)[:frames], diameter[:frames]
+
+
+def _start(
+    rng: np.random.Generator, travel: np.ndarray, room: float, *, margin: float
+) -> np.ndarray:
+    """Where the box of a shape begins, `[2]`, so that it has `travel` before it."""
+    first, last = np.maximum(0, -travel), room - np.maximum(0, travel)
+    return first + (last - first) * rng.uniform(margin, 1 - margin, 2)
+
+
+def _sizes(rng: np.random.Generator, motion: str, largest: float) -> tuple[float, float]:
+    """The first and the last diameter of a shape to see."""
+    if motion not in ("grow", "shrink"):
+        size = rng.uniform(SMALLEST, largest)
+        return size, size
+    small = rng.uniform(SMALLEST, largest / 1.5)
+    big = rng.uniform(1.5 * small, largest)
     return (small, big) if motion == "grow" else (big, small)
 
 
-def _distance(rng: np.random.Generator, room: float, frames: int, purpose: Purpose) -> float:
-    """How far a shape moves over the clip."""
-    if purpose == "make":
-        return min(room, max(0.25, STEP * (frames - 1)))
-    return rng.uniform(min(0.15 if rng.random() < 0.15 else 0.25, room), room)
-
-
-def _course(rng: np.random.Generator, frames: int, purpose: Purpose) -> np.ndarray:
+def _course(rng: np.random.Generator, frames: int) -> np.ndarray:
     """How much of its way a shape has gone, `[F]` from 0 to 1: mostly steady."""
     time = np.linspace(0, 1, frames)
     style = rng.random()
-    if purpose == "make" or style < 0.55:
+    if style < 0.55:
         return time
     if style < 0.7:  # frames taken at uneven times
         return np.sort(np.concatenate([[0, 1], rng.random(len(time) - 2)])) * 0.6 + time * 0.4

@@ -18,7 +18,8 @@ from lwm_core.world.shape_scenes import sample_shapes
 from lwm_core.world.words import Exchange
 
 LANDSCAPE_SHARE = 0.2
-MIX = {"see": 0.4, "make": 0.3, "dialogue": 0.1, "retrieval": 0.2}
+MIX = {"see": 0.4, "make": 0.3, "dialogue": 0.08, "repeat": 0.02, "retrieval": 0.2}
+MOST_NEEDLES = 3
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Example:
     """One thing to learn from.
 
     `see`: frames and exchanges about them. `make`: one exchange whose answer is the frames
-    (its text is empty). `dialogue`: exchanges. `retrieval`: one exchange.
+    (its text is empty). `dialogue`: exchanges. `repeat`: one exchange, whose answer is in the
+    question. `retrieval`: one exchange.
     """
 
     kind: str
@@ -38,6 +40,13 @@ def sample_scene(rng: np.random.Generator, *, frames: int, purpose: Purpose) -> 
     """A random scene: mostly shapes, sometimes one of the landscapes."""
     sample = sample_landscape if rng.random() < LANDSCAPE_SHARE else sample_shapes
     return sample(rng, frames=frames, purpose=purpose)
+
+
+def _retrieval(rng: np.random.Generator, haystack: str, characters: int) -> Exchange:
+    """Mostly one needle, as in the plain test."""
+    needles = int(rng.integers(2, MOST_NEEDLES + 1)) if rng.random() < 0.4 else 1
+    asked = int(rng.integers(1, needles + 1))
+    return retrieval.sample(rng, haystack, characters=characters, needles=needles, asked=asked)
 
 
 def stream(
@@ -61,13 +70,15 @@ def stream(
         kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
         if kind == "dialogue":
             yield Example(kind, dialogue.sample(rng))
+        elif kind == "repeat":
+            yield Example(kind, dialogue.repeat(rng))
         elif kind == "retrieval":
             length = int(np.exp(rng.uniform(*np.log(characters))))
-            yield Example(kind, [retrieval.sample(rng, haystack, characters=length)])
+            yield Example(kind, [_retrieval(rng, haystack, length)])
         else:
             length = int(rng.integers(frames[0], frames[1] + 1))
             purpose: Purpose = "see" if kind == "see" else "make"
             scene = sample_scene(rng, frames=length, purpose=purpose)
-            asked = scene.questions(rng, 5) if kind == "see" else [(scene.prompt(rng), "")]
+            asked = scene.questions(rng, int(rng.integers(2, 5))) if kind == "see" else [(scene.prompt(rng), "")]
             yield Example(kind, asked, scene.render(size))
         index += 1

@@ -18,6 +18,12 @@ from lwm_core.world.shapes import SHAPES
 
 MOTIONS = ("left", "right", "up", "down", "grow", "shrink", "still")
 DIRECTIONS = MOTIONS[:4]
+PLACES = (
+    ("at the top left", "at the top", "at the top right"),
+    ("on the left", "in the middle", "on the right"),
+    ("at the bottom left", "at the bottom", "at the bottom right"),
+)
+"""The parts of a picture, row by row."""
 Exchange = tuple[str, str]  # a question and its answer
 T = TypeVar("T")
 
@@ -41,11 +47,13 @@ _DOING = {
 
 @dataclass(frozen=True)
 class Thing:
-    """A shape as words know it."""
+    """A shape as words know it, with the places (see PLACES) where it is first and last."""
 
     colour: str
     shape: str
     motion: str
+    first: str = PLACES[1][1]
+    last: str = PLACES[1][1]
 
     @property
     def name(self) -> str:
@@ -226,5 +234,17 @@ def _ask_motion(story: Story, rng: np.random.Generator) -> Exchange:
     return pick(rng, asking.WAY_OF).format(name), f"The {name} {_DOES[thing.motion]}."
 
 
-_OF_BOTH = (_ask_colour, _ask_shape, _ask_count, _ask_ground, _ask_content, _ask_truth)
-_OF_CLIPS = (*_OF_BOTH, _ask_motion)
+def _ask_place(story: Story, rng: np.random.Generator) -> Exchange:
+    """Where a thing is; in clips, where it is first or last."""
+    thing = pick(rng, story.things)
+    alone = len(story.things) == 1 and rng.random() < 0.7
+    asked, told = ("it", "It") if alone else (f"the {thing.name}", f"The {thing.name}")
+    if not story.is_clip:
+        return pick(rng, asking.PLACE_OF).format(asked), f"{told} is {thing.first}."
+    if rng.random() < 0.5:
+        return pick(rng, asking.FIRST_PLACE_OF).format(asked), f"{told} starts {thing.first}."
+    return pick(rng, asking.LAST_PLACE_OF).format(asked), f"{told} ends {thing.last}."
+
+
+_OF_BOTH = (_ask_colour, _ask_shape, _ask_count, _ask_ground, _ask_content, _ask_truth, _ask_place)
+_OF_CLIPS = (*_OF_BOTH, _ask_place, _ask_motion, _ask_motion)
