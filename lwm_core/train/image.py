@@ -2,7 +2,8 @@
 
 The codebook follows the encoder by exponential moving averages (van den Oord et al. 2017,
 appendix A.1); a code that falls out of use is set to a latent of the present batch that its own
-code serves badly, so that none stays dead. There is no adversarial loss: the pictures of the embedded model's world are plain.
+code serves badly, so that none stays dead. There is no adversarial loss: the pictures of the
+embedded model's world are plain.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ def image_loss(
 ) -> tuple[jax.Array, tuple]:
     """Absolute error of pixels and of edges, squared error, and commitment.
 
-    The pictures `pixels` are to be made into `wanted`, both `[F, R, R, 3]` in [-1, 1]. The latents of pictures that are `free` (bool `[F]`) go to the decoder as they are: at first
+    The pictures `pixels` are to be made into `wanted`, both `[F, R, R, 3]` in [-1, 1]. The
+    latents of pictures that are `free` (bool `[F]`) go to the decoder as they are: at first
     encoder and decoder learn faster without the codebook between them.
     Returns the loss and (reconstruction error, latents `[n, code_dim]`, codes `[n]`).
     """

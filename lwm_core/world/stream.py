@@ -79,6 +79,9 @@ def stream(
             length = int(rng.integers(frames[0], frames[1] + 1))
             purpose: Purpose = "see" if kind == "see" else "make"
             scene = sample_scene(rng, frames=length, purpose=purpose)
-            asked = scene.questions(rng, int(rng.integers(2, 5))) if kind == "see" else [(scene.prompt(rng), "")]
-            yield Example(kind, asked, scene.render(size))
+            if kind == "see":
+                exchanges = scene.questions(rng, int(rng.integers(2, 5)))
+            else:
+                exchanges = [(scene.prompt(rng), "")]
+            yield Example(kind, exchanges, scene.render(size))
         index += 1
