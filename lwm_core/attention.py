@@ -101,7 +101,7 @@ def dense(q: jax.Array, k: jax.Array, v: jax.Array, q_places: Places, k_places: 
 
 
 def blockwise(
-    q: jax.Array, k: jax.Array, v: jax.Array, q_places: Places, k_places: Places, block: int = 256
+    q: jax.Array, k: jax.Array, v: jax.Array, q_places: Places, k_places: Places, block: int = 128
 ) -> Attended:
     """Attention in blocks of queries and keys: memory O(block²), invisible blocks are skipped.
 

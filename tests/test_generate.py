@@ -12,17 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from originals import open_original
 
 from lwm_core import checkpoint, decode, vqgan
 from lwm_core.config import VQConfig
 from lwm_core.errors import ContextTooLong, FormatError, ModelNotFound, UsageError
-from lwm_core.formats.lwm_jax import load_lwm_jax
 from lwm_core.generate import Message, complete, draw, encode_media, film, reply
 from lwm_core.load import LoadedModel, find_model, load_model
 from lwm_core.mesh import make_mesh
 from lwm_core.sampling import Sampling
 from lwm_core.tokenizer import Tokenizer
-from lwm_core.transformer import nest
 from lwm_core.types import Frame, Progress
 
 GREEDY = Sampling(temperature=0.0)
@@ -30,19 +29,13 @@ ROUNDING = 1e-3
 """Where the two best logits are nearer than this, either is right."""
 
 
-def open_original(folder: Path, image: vqgan.VQGAN | None = None) -> LoadedModel:
+def load_original(folder: Path, image: vqgan.VQGAN | None = None) -> LoadedModel:
     """A model of the original with the reference's tokenizer."""
-    sizes = json.loads((folder / "config.json").read_text())
-    config, tensors = load_lwm_jax(
-        folder / "streaming_params",
-        heads=sizes["num_attention_heads"],
-        max_length=sizes["max_sequence_length"],
-        rope_theta=sizes["theta"],
-    )
+    config, params = open_original(folder)
     return LoadedModel(
         name=folder.name,
         config=config,
-        params=nest({name: jnp.asarray(tensor) for name, tensor in tensors.items()}),
+        params=params,
         tokenizer=Tokenizer.load(folder.parent / "tokenizer/tokenizer.model"),
         vqgan=image,
         mesh=make_mesh(),
@@ -54,7 +47,7 @@ def open_original(folder: Path, image: vqgan.VQGAN | None = None) -> LoadedModel
 
 @pytest.fixture(scope="module")
 def text(reference: Path) -> LoadedModel:
-    return open_original(reference / "text_a")
+    return load_original(reference / "text_a")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +57,7 @@ def vision(reference: Path) -> LoadedModel:
         resolution=16, base_channels=4, channel_mult=(1,), res_blocks=1, latent_channels=4,
         code_dim=4, groups=2,
     )  # fmt: skip
-    return open_original(reference / "vision_full", vqgan.create(image))
+    return load_original(reference / "vision_full", vqgan.create(image))
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_killed_and_resumed_is_uninterrupted(text: dict[str, Any], place: Any) -
     assert next(event for event in run if event.kind == "step" and event.step == 3)
     run.close()  # the third step is lost, the checkpoint after the second is not
     with (killed / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')
+        file.write('what is this?\n{"step": 4, "lo')
 
     with pytest.raises(UsageError, match="--resume"):
         next(train(text, output=killed))

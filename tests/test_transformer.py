@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from originals import open_original
 
 from lwm_core.checkpoint import read_config, read_weights
 from lwm_core.config import SIZES, ModelConfig
-from lwm_core.formats.lwm_jax import load_lwm_jax
 from lwm_core.transformer import (
     Params,
     count_parameters,
@@ -55,17 +54,6 @@ def spread_out(config: ModelConfig, seed: int = 0) -> Params:
 
 
 # The numbers of the original
-
-
-def open_original(folder: Path) -> tuple[ModelConfig, Params]:
-    sizes = json.loads((folder / "config.json").read_text())
-    config, tensors = load_lwm_jax(
-        folder / "streaming_params",
-        heads=sizes["num_attention_heads"],
-        max_length=sizes["max_sequence_length"],
-        rope_theta=sizes["theta"],
-    )
-    return config, nest({name: jnp.asarray(tensor) for name, tensor in tensors.items()})
 
 
 def golden(folder: Path, file: str = "golden.npz") -> dict[str, np.ndarray]:

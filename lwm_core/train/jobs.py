@@ -51,10 +51,10 @@ class Job(Protocol):
 
 
 class ImageJob:
-    """An image tokenizer learns from single pictures of the world, to undo their noise too.
+    """An image tokenizer learns from single pictures of the world, and to make them plain.
 
-    The codes are few: none of them should be spent on grain or on the blocks of an encoder
-    (the idea of denoising autoencoders, Vincent et al. 2008).
+    The codes are few: none of them should be spent on grain, on the blocks of an encoder or on
+    shades of red (the idea of denoising autoencoders, Vincent et al. 2008).
     """
 
     def __init__(self, recipe: ImageRecipe, output: Path):
@@ -68,7 +68,7 @@ class ImageJob:
         return self._start
 
     def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures and the same without noise, each float32 `[batch, size, size, 3]` in [-1, 1]."""
+        """Pictures and the same made plain, each float32 `[batch, size, size, 3]` in [-1, 1]."""
         rng = np.random.default_rng((self.recipe.seed, index))
         pictures: list[np.ndarray] = []
         wanted: list[np.ndarray] = []
@@ -78,7 +78,7 @@ class ImageJob:
             scene = world.sample_scene(rng, frames=frames, purpose=purpose)
             chosen = rng.permutation(frames)[:FRAMES_OF_A_SCENE]
             pictures.extend(scene.render(self.recipe.model.resolution)[chosen])
-            wanted.extend(scene.clean().render(self.recipe.model.resolution)[chosen])
+            wanted.extend(scene.plain().render(self.recipe.model.resolution)[chosen])
         count = self.recipe.batch
         return vqgan.to_unit(np.stack(pictures[:count])), vqgan.to_unit(np.stack(wanted[:count]))
 

@@ -57,12 +57,19 @@ def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> I
 
 
 def _rewind(metrics: TextIO, step: int) -> None:
-    """Drop what a killed run wrote about steps after `step`: they will be done again."""
+    """Drop what a killed run wrote about steps after `step`, and lines that are damaged."""
     metrics.seek(0)
-    whole = [line for line in metrics if line.endswith("\n")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    kept = [line for line in metrics if _step_of(line) <= step]
     metrics.truncate(0)
     metrics.writelines(kept)
+
+
+def _step_of(line: str) -> float:
+    """The step that a line of metrics is about; infinity if it can't be read."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def _steps(job: Job, checkpoints: ocp.CheckpointManager, output: Path) -> Iterator[TrainEvent]:

@@ -29,8 +29,8 @@ class Scene(ABC):
     frames: int
     noise_seed: int | None = field(default=None, kw_only=True)
 
-    def clean(self) -> Self:
-        """The same scene without the noise of cameras and encoders."""
+    def plain(self) -> Self:
+        """The same scene without noise and without shades: each colour as most programs have it."""
         return replace(self, noise_seed=None)
 
     @abstractmethod

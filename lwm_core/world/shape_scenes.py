@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -44,6 +45,11 @@ class ShapeScene(Scene):
     actors: tuple[Actor, ...]
     ground: str
     ground_colour: Colour
+
+    def plain(self) -> Self:
+        """The same scene without noise and without shades: each colour as most programs have it."""
+        actors = tuple(replace(a, colour=plain(a.thing.colour)) for a in self.actors)
+        return replace(super().plain(), actors=actors, ground_colour=plain(self.ground))
 
     def render(self, size: int) -> np.ndarray:
         """Frames as uint8 `[frames, size, size, 3]`, with the noise that belongs to the scene."""
