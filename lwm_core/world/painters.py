@@ -38,7 +38,7 @@ def fireworks(canvas: Canvas, moments: np.ndarray, rng: Generator, look: Look) -
         _still_spots(stars, 0.006, 0.006), np.repeat(twinkle, 3, 1)[None]
     )
     houses = np.zeros((1, canvas.size, canvas.size), np.float32)
-    for low, high, wall in ((0.18, 0.36, (0.07, 0.06, 0.13)), (0.1, 0.25, (0.03, 0.03, 0.05))):
+    for low, high, wall in ((3, 6, (0.09, 0.08, 0.17)), (2, 4, (0.03, 0.03, 0.05))):
         houses = np.maximum(houses, _skyline(canvas, rng, low, high, wall))
     flames = np.zeros((len(moments), canvas.size, canvas.size, 3), np.float32)
     for burst in range(6):
@@ -61,19 +61,23 @@ _FLAMES = np.array(
 )
 
 
-def _skyline(canvas: Canvas, rng: Generator, low: float, high: float, wall: Colour) -> np.ndarray:
-    """A row of houses with some windows lit; gives their coverage."""
+def _skyline(canvas: Canvas, rng: Generator, low: int, high: int, wall: Colour) -> np.ndarray:
+    """A row of houses with some windows lit; gives their coverage.
+
+    Houses and windows stand in cells of a sixteenth of the side: a small image tokenizer keeps
+    them apart.
+    """
+    cell = 1 / 16
     houses = np.zeros((1, canvas.size, canvas.size), np.float32)
     lights = houses
-    left = -0.02
-    while left < 1:
-        width, height = rng.uniform(0.09, 0.16), rng.uniform(low, high)
-        houses = np.maximum(houses, canvas.box(left, 1 - height, left + width, 1))
-        columns = np.arange(left + 0.022, left + width - 0.03, 0.042)
-        rows = np.arange(1 - height + 0.025, 0.97, 0.05)
-        for row, column in np.argwhere(rng.random((len(rows), len(columns))) < 0.45):
-            x, y = columns[column], rows[row]
-            lights = np.maximum(lights, canvas.box(x, y, x + 0.018, y + 0.022))
+    left = 0
+    while left < 16:
+        width, height = int(rng.integers(2, 4)), int(rng.integers(low, high + 1))
+        right, top = (left + width) * cell, 1 - height * cell
+        houses = np.maximum(houses, canvas.box(left * cell, top, right, 1))
+        for row, column in np.argwhere(rng.random((height, width)) < 0.4):
+            x, y = (left + column) * cell + 0.016, top + row * cell + 0.016
+            lights = np.maximum(lights, canvas.box(x, y, x + 0.034, y + 0.034))
         left += width
     canvas.paint(houses, wall)
     canvas.paint(lights, (0.95, 0.8, 0.4))
@@ -83,7 +87,7 @@ def _skyline(canvas: Canvas, rng: Generator, low: float, high: float, wall: Colo
 def _burst(age: np.ndarray, rng: Generator) -> tuple[Spots, np.ndarray]:
     """One rocket at ages `[F, 1]`: it climbs until 0, bursts, and fades until 1.15."""
     x, y = rng.uniform(0.18, 0.82), rng.uniform(0.16, 0.42)
-    reach, count = rng.uniform(0.2, 0.3), int(rng.integers(12, 19))
+    reach, count = rng.uniform(0.2, 0.3), int(rng.integers(9, 13))
     flame = _FLAMES[rng.integers(len(_FLAMES))]
     angle = np.arange(count) * 2 * np.pi / count + rng.uniform(0, 1)
     angle = np.concatenate([angle, angle + np.pi / count])
@@ -99,7 +103,7 @@ def _burst(age: np.ndarray, rng: Generator) -> tuple[Spots, np.ndarray]:
         columns.append(x + spread * np.cos(angle))
         rows.append(y + spread * np.sin(angle) + 0.11 * old * old)
         light.append(np.repeat(fading * (0.85 - 5.5 * trail), len(speed), 1))
-    sparks = np.full(3 * len(speed), 0.011)
+    sparks = np.full(3 * len(speed), 0.017)
     spots = Spots(
         np.concatenate(columns, 1),
         np.concatenate(rows, 1),
