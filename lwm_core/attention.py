@@ -101,9 +101,16 @@ def dense(q: jax.Array, k: jax.Array, v: jax.Array, q_places: Places, k_places: 
 
 
 def blockwise(
-    q: jax.Array, k: jax.Array, v: jax.Array, q_places: Places, k_places: Places, block: int = 128
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_places: Places,
+    k_places: Places,
+    block: int | None = None,
 ) -> Attended:
     """Attention in blocks of queries and keys: memory O(block²), invisible blocks are skipped.
+
+    Large blocks keep all cores busy, small ones skip more: by default a quarter of the keys.
 
     The queries of the heads that share a key head are rows of one matrix, so every product is a
     plain matrix product. Raises NotImplementedError for few queries, where `dense` is better.
@@ -111,6 +118,8 @@ def blockwise(
     batch, length, heads, size = q.shape
     if length <= DENSE_LIMIT:
         raise NotImplementedError(f"blockwise attention serves more than {DENSE_LIMIT} queries")
+    if block is None:
+        block = min(max(k.shape[1] // 4 // 128 * 128, 128), 512)
     group = heads // k.shape[2]
     q_rows = q.reshape(batch, length, k.shape[2], group, size).transpose(0, 2, 1, 3, 4)
     q_rows = _blocks(q_rows.reshape(batch, k.shape[2], length * group, size), 2, block)

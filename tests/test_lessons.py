@@ -38,7 +38,7 @@ def taught(lessons: Lessons, kind: str, seed: int = 0) -> tuple[world.Example, W
     """An example of the world and its lesson."""
     stream = world.stream(seed, TEXT, size=8, frames=(2, 3), characters=(100, 200), mix={kind: 1.0})
     example = next(stream)
-    return example, lessons._lesson(example, np.random.default_rng(seed))
+    return example, lessons._lesson(example, np.random.default_rng(seed), encode)
 
 
 def counted(lesson: Weighted, weight: float) -> list[int]:

@@ -76,16 +76,20 @@ class Lessons:
         Raises ConfigError when none of the examples is short enough for a row.
         """
         rng = np.random.default_rng((seed, index))
-        rows = fill_rows(self._examples(stage, seed, index, rng), stage.rows, stage.length)
+        waiting = _Waiting(self.layout)
+        lessons = self._examples(stage, seed, index, rng, waiting.stand_in)
+        rows = fill_rows(lessons, stage.rows, stage.length)
         if not any(rows):
             raise ConfigError(
                 f"stages.length: no example fits {stage.length} tokens; raise it, or lower "
                 "stages.frames and stages.characters"
             )
-        return to_batch(rows, stage.length)
+        batch = to_batch(rows, stage.length)
+        inputs, targets = waiting.replaced((batch.inputs, batch.targets), self.encode)
+        return batch.replace(inputs=inputs, targets=targets)
 
     def _examples(
-        self, stage: Stage, seed: int, index: int, rng: np.random.Generator
+        self, stage: Stage, seed: int, index: int, rng: np.random.Generator, encode: Encode
     ) -> Iterator[Weighted]:
         numbered = world.stream(
             int(np.random.SeedSequence((seed, index)).generate_state(1)[0]),
@@ -97,17 +101,20 @@ class Lessons:
         )
         prose = stage.mix.get("prose", 0.0) / sum(stage.mix.values())
         while True:
-            yield self._prose(rng) if rng.random() < prose else self._lesson(next(numbered), rng)
+            if rng.random() < prose:
+                yield self._prose(rng)
+            else:
+                yield self._lesson(next(numbered), rng, encode)
 
-    def _lesson(self, example: world.Example, rng: np.random.Generator) -> Weighted:
+    def _lesson(self, example: world.Example, rng: np.random.Generator, encode: Encode) -> Weighted:
         """One example of the world as it is asked and answered."""
         if example.kind == "retrieval":
             prompt, answer = example.exchanges[0]
             asked = weigh(self.tokenizer.encode(prompt), 0.0)
             return asked + weigh(answer_ids(self.tokenizer, answer), 1.0)
         if example.kind == "make" and example.frames is not None:
-            return self._make(example.exchanges[0][0], example.frames, rng)
-        media = () if example.frames is None else (self.encode(example.frames),)
+            return self._make(example.exchanges[0][0], example.frames, rng, encode)
+        media = () if example.frames is None else (encode(example.frames),)
         whole = Weighted([], [])
         for turn, (question, answer) in enumerate(example.exchanges):
             message = Message("user", question, () if turn else media)
@@ -117,10 +124,12 @@ class Lessons:
             whole += Weighted(ids, seen) + weigh(answer_ids(self.tokenizer, answer), 1.0)
         return whole
 
-    def _make(self, prompt: str, frames: np.ndarray, rng: np.random.Generator) -> Weighted:
+    def _make(
+        self, prompt: str, frames: np.ndarray, rng: np.random.Generator, encode: Encode
+    ) -> Weighted:
         """A wish and its frames; or the first frame alone, as a picture that begins the clip."""
         video = len(frames) > 1 and rng.random() < 0.75
-        codes = self.encode(frames if video else frames[:1])
+        codes = encode(frames if video else frames[:1])
         dropped = rng.random() < DROPPED_PROMPTS
         wish = (
             unconditional_prompt(self.tokenizer)
@@ -133,3 +142,35 @@ class Lessons:
         """A stretch of the haystack, to learn plain English from."""
         start = int(rng.integers(0, max(1, len(self.prose) - 600)))
         return weigh(self.tokenizer.encode(self.prose[start : start + 600]), PROSE)
+
+
+class _Waiting:
+    """Frames whose codes are wanted, if their example finds room: most of the time goes there.
+
+    Until then numbers beyond all ids stand in for them.
+    """
+
+    FIRST = 1 << 24
+
+    def __init__(self, layout: FrameLayout):
+        self.layout = layout
+        self.frames: list[np.ndarray] = []
+
+    def stand_in(self, frames: np.ndarray) -> np.ndarray:
+        """Stand-ins for the codes of frames uint8 `[F, S, S, 3]`: int32 `[F, frame_codes]`."""
+        shape = len(frames), self.layout.frame_codes
+        first = self.FIRST + len(self.frames) * self.layout.frame_codes
+        self.frames.extend(frames)
+        return np.arange(first, first + shape[0] * shape[1], dtype=np.int32).reshape(shape)
+
+    def replaced(self, ids: tuple[np.ndarray, ...], encode: Encode) -> tuple[np.ndarray, ...]:
+        """The same ids with the codes in their places; all frames are encoded in one call."""
+        first = self.FIRST + self.layout.offset
+        numbers = [np.unique(x[x >= first] - first) // self.layout.frame_codes for x in ids]
+        used = np.unique(np.concatenate(numbers))
+        if not len(used):
+            return ids
+        codes = np.zeros((len(self.frames), self.layout.frame_codes), np.int32)
+        codes[used] = encode(np.stack([self.frames[i] for i in used]))
+        tokens = codes.reshape(-1) + self.layout.offset
+        return tuple(np.where(x >= first, tokens[np.maximum(x - first, 0)], x) for x in ids)

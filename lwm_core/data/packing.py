@@ -9,7 +9,7 @@ import numpy as np
 
 from lwm_core.types import Batch
 
-MISSES = 10
+MISSES = 30
 """After so many examples that found no room a batch is full enough."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from lwm_core.types import Batch
 
 FRAMES_OF_A_SCENE = 2
 """So many pictures are taken from each scene that an image tokenizer learns from."""
+ENCODE_BATCH = 16
+"""Frames per compiled call of the image tokenizer."""
 
 
 class Job(Protocol):
@@ -106,8 +109,7 @@ class LanguageJob:
         self.image = checkpoint.read_vqgan(seen) if seen else None
         if recipe.image_tokenizer and self.image is None:
             raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
-        # Walking through the modules in every call would cost more than a small VQGAN does.
-        self._codes = nnx.cached_partial(vqgan.encode, self.image) if self.image else None
+        self._codes = _quick_encoder(self.image) if self.image else None
         self._tokenizer_path = _tokenizer(recipe, source, output, prose)
         self._tokenizer = Tokenizer.load(self._tokenizer_path)
         self.config = (
@@ -153,7 +155,10 @@ class LanguageJob:
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         if self._codes is None:
             raise ConfigError("stages.mix: pictures need an image_tokenizer")
-        return np.asarray(self._codes(vqgan.to_unit(frames)))
+        full = -(-len(frames) // ENCODE_BATCH) * ENCODE_BATCH
+        pixels = vqgan.to_unit(np.resize(frames, (full, *frames.shape[1:])))
+        parts = pixels.reshape(-1, ENCODE_BATCH, *pixels.shape[1:])
+        return np.concatenate([self._codes(part) for part in parts])[: len(frames)]
 
     def initial_state(self) -> LanguageState:
         if self._source:
@@ -181,6 +186,21 @@ class LanguageJob:
             defaults=self.recipe.defaults,
             force=True,
         )
+
+
+def _quick_encoder(image: vqgan.VQGAN) -> Callable[[np.ndarray], jax.Array]:
+    """`image.encode`, compiled over its bare arrays.
+
+    Walking through the modules in every call would cost more than a small VQGAN does.
+    """
+    graph, state = nnx.split(image)
+    arrays, structure = jax.tree.flatten(state)
+
+    @jax.jit
+    def encode(arrays: list[jax.Array], pixels: jax.Array) -> jax.Array:
+        return nnx.merge(graph, jax.tree.unflatten(structure, arrays)).encode(pixels)
+
+    return partial(encode, arrays)
 
 
 def _tokenizer(recipe: LanguageRecipe, source: Path | None, output: Path, prose: str) -> Path:
