@@ -110,7 +110,8 @@ def blockwise(
 ) -> Attended:
     """Attention in blocks of queries and keys: memory O(block²), invisible blocks are skipped.
 
-    Large blocks keep all cores busy, small ones skip more: by default a quarter of the keys.
+    Large blocks keep all cores busy, small ones skip more: by default a quarter of the keys, but
+    at least 128 and at most 512.
 
     The queries of the heads that share a key head are rows of one matrix, so every product is a
     plain matrix product. Raises NotImplementedError for few queries, where `dense` is better.

@@ -10,47 +10,51 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from lwm_core.types import Array
 
 
+@jax.custom_vjp
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     """`x [..., in]` times `weight [out, in]` (Hugging Face's layout): float32 `[..., out]`.
 
     The operands are in the dtype of `x`, forward and backward; sums and the weight's gradient are
-    float32. It is taken in two dimensions because XLA's CPU backend is slow to differentiate
-    products of more.
+    float32.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    return _product(rows, weight).reshape(*x.shape[:-1], weight.shape[0])
+    return _contract(x, weight.astype(x.dtype), (x.ndim - 1,), (1,))
 
 
-def _contract(x: jax.Array, y: jax.Array, axes: tuple[int, int]) -> jax.Array:
-    """Product over one axis of each, summed in float32."""
-    dimensions = (((axes[0],), (axes[1],)), ((), ()))
-    return jax.lax.dot_general(x, y, dimensions, preferred_element_type=jnp.float32)
+def _contract(
+    x: jax.Array, y: jax.Array, x_axes: tuple[int, ...], y_axes: tuple[int, ...]
+) -> jax.Array:
+    """Product over some axes of each, summed in float32."""
+    return jax.lax.dot_general(
+        x, y, ((x_axes, y_axes), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
-@jax.custom_vjp
-def _product(rows: jax.Array, weight: jax.Array) -> jax.Array:
-    return _contract(rows, weight.astype(rows.dtype), (1, 1))
-
-
-def _product_forward(rows: jax.Array, weight: jax.Array) -> tuple:
-    return _product(rows, weight), (rows, weight)
+def _product_forward(x: jax.Array, weight: jax.Array) -> tuple:
+    return product(x, weight), (x, weight)
 
 
 def _product_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    rows, weight = saved
-    cotangent = cotangent.astype(rows.dtype)
-    d_rows = _contract(cotangent, weight.astype(rows.dtype), (1, 0)).astype(rows.dtype)
-    if rows.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
-        # XLA's CPU backend sums bfloat16 over rows at a quarter of the speed, unless it has to
-        # lay the transposed operand out anew.
-        turned = with_layout_constraint(cotangent.T, Layout(major_to_minor=(0, 1)))
-        d_weight = _contract(turned, rows, (1, 0))
-    else:
-        d_weight = _contract(cotangent, rows, (0, 0))
-    return d_rows, d_weight.astype(weight.dtype)
+    x, weight = saved
+    cotangent = cotangent.astype(x.dtype)
+    d_x = _contract(cotangent, weight.astype(x.dtype), (x.ndim - 1,), (0,)).astype(x.dtype)
+    return d_x, _weight_gradient(cotangent, x).astype(weight.dtype)
 
 
-_product.defvjp(_product_forward, _product_backward)
+def _weight_gradient(cotangent: jax.Array, x: jax.Array) -> jax.Array:
+    """Sum over all rows of the outer products of `cotangent [..., out]` and `x [..., in]`."""
+    if jax.default_backend() != "cpu":
+        rows = tuple(range(x.ndim - 1))
+        return _contract(cotangent, x, rows, rows)
+    # XLA's CPU backend is fast over one axis of rows only. It sums bfloat16 over rows at a quarter
+    # of the speed, unless it has to lay the transposed operand out anew.
+    cotangent, x = (part.reshape(-1, part.shape[-1]) for part in (cotangent, x))
+    if x.dtype != jnp.bfloat16:
+        return _contract(cotangent, x, (0,), (0,))
+    turned = with_layout_constraint(cotangent.T, Layout(major_to_minor=(0, 1)))
+    return _contract(turned, x, (1,), (0,))
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
 from lwm_core.world.canvas import Canvas
-from lwm_core.world.colours import SHAPE_COLOURS, canonical
+from lwm_core.world.colours import SHAPE_COLOURS, canonical, plain
 from lwm_core.world.landscape_words import TALES
 from lwm_core.world.painters import PAINTERS, Look
 from lwm_core.world.scenes import Purpose, Scene, finish, noise_seed
@@ -25,6 +26,10 @@ class LandscapeScene(Scene):
     look: Look
     names: dict[str, str]  # the words for the look: `colour` and `way`
     seed: int  # of the details
+
+    def plain(self) -> Self:
+        """The same scene without noise, its car or ball in the usual shade of its colour."""
+        return replace(super().plain(), look=replace(self.look, colour=plain(self.names["colour"])))
 
     def render(self, size: int) -> np.ndarray:
         """Frames as uint8 `[frames, size, size, 3]`, with the noise that belongs to the scene."""

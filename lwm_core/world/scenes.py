@@ -30,7 +30,7 @@ class Scene(ABC):
     noise_seed: int | None = field(default=None, kw_only=True)
 
     def plain(self) -> Self:
-        """The same scene without noise and without shades: each colour as most programs have it."""
+        """The same scene without noise; named colours are as most programs have them."""
         return replace(self, noise_seed=None)
 
     @abstractmethod

@@ -18,11 +18,13 @@ LARGEST = 0.5  # diameter of a lone shape
 LARGEST_OF_TWO = 0.375
 SMALLEST = 0.1
 GRID = 1 / 16
-"""Where shapes to make stand, and how far they go from frame to frame, in parts of the side.
+"""Where shapes to make stand, in parts of the side, and how far they go in a frame.
 
 It is half a patch of the embedded model's image tokenizer: few different codes are to be learned,
-and every other frame has the codes of the one two before, one place further.
+and a frame has the codes of the one two before, one place further. In clips of more than
+`LONG` frames they go half as far.
 """
+LONG = 9
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -202,7 +204,7 @@ def _steady_path(rng: np.random.Generator, motion: str, frames: int, largest: fl
     A picture may begin a clip, so there is room for one.
     """
     planned = frames if frames > 1 else int(rng.integers(8, 17))
-    step = GRID if planned <= 9 else GRID / 2
+    step = GRID if planned <= LONG else GRID / 2
     steps = np.arange(planned)
     if motion in ("grow", "shrink"):
         small = GRID * rng.integers(3, 5)
