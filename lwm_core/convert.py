@@ -23,7 +23,7 @@ from lwm_core.errors import FormatError, UsageError
 from lwm_core.formats.lwm_jax import load_lwm_jax
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
-from lwm_core.load import STREAM, find_model
+from lwm_core.load import STREAM, find_model, named_path
 from lwm_core.types import Progress
 
 
@@ -57,8 +57,9 @@ def convert(
     unknown, FormatError for damaged sources, OutputError when `dst` can't be written.
     """
     checkpoint.check_new(dst, force=force)
-    path = Path(src).expanduser()
-    path = path if path.is_file() else find_model(src)
+    path = named_path(src)
+    if path is None or not path.is_file():
+        path = find_model(src)
     if path.is_file() or not (path / checkpoint.CONFIG).is_file():
         source = _original(src, path, like)
     else:
@@ -119,8 +120,9 @@ def _original(src: str, path: Path, like: str | None) -> Source:
 
 def _sizes(src: str, like: str | None) -> tuple[int, float, int]:
     """Heads, rotary base and context of a model of the original."""
-    if like is not None and Path(like).is_dir():
-        config = checkpoint.read_config(Path(like))
+    path = named_path(like) if like else None
+    if path and path.is_dir():
+        config = checkpoint.read_config(path)
         return config.heads, config.rope_theta, config.max_length
     name = like or Path(src).name
     card = registry.get(like) if like else registry.find(src) or registry.find(name)

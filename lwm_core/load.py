@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokens import FrameLayout
 from lwm_core.types import Progress
 from lwm_core.vqgan import VQGAN
+
+LOG = logging.getLogger(__name__)
 
 STREAM = "params"
 """What the original calls its file of weights."""
@@ -56,15 +59,24 @@ class LoadedModel:
         return missed_gpu(self.mesh)
 
 
+def named_path(name: str) -> Path | None:
+    """The path that `name` writes, or None where it is the bare name of a known model.
+
+    So a folder that happens to be called `nano` hides no model; `./nano` is the folder.
+    """
+    path = Path(name).expanduser()
+    return None if path.name == name and registry.find(name) else path
+
+
 def find_model(name: str) -> Path:
-    """The directory of a model: a path, the embedded model, or one in the hub's cache.
+    """The directory of a model: the embedded one, a path, or one in the hub's cache.
 
     Raises ModelNotFound with the nearest names, or with what to type to fetch it.
     """
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = named_path(name)
+    if path and path.is_dir():
         return path
-    if path.is_file():
+    if path and path.is_file():
         raise ModelNotFound(f"{name} is a file, no model directory; `lwm convert` makes one of it")
     if local := download.local_path(registry.find(name) or name):
         return local
@@ -93,6 +105,8 @@ def load_model(
     device_mesh = make_mesh(mesh)
     chosen = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     numpy_dtype = checkpoint.numpy_dtype(chosen)
+    axes = ",".join(f"{axis}={size}" for axis, size in device_mesh.shape.items())
+    LOG.info("%s in %s, on %s as %s", directory, chosen, device_line(device_mesh), axes)
     places = transformer.flatten(shardings(config, device_mesh))
 
     def report(done: int, total: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lwm_core import checkpoint, vqgan
+from lwm_core import checkpoint, registry, vqgan
 from lwm_core.convert import convert
 from lwm_core.errors import FormatError, ModelNotFound, UsageError
 from lwm_core.formats.lwm_jax import load_lwm_jax
@@ -72,6 +72,22 @@ def test_a_file_of_a_text_model(published: Path, relative: str, tmp_path: Path) 
     config = checkpoint.read_config(tmp_path / "out")
     assert config.vision_vocab == 0
     assert checkpoint.stored_dtype(tmp_path / "out", config) == "bfloat16"
+
+
+def test_files_and_folders_hide_no_model(
+    published: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known name is that model, as a source and for `like`, whatever lies in the folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "embedded_path", lambda: tiny_model)
+    (tmp_path / "nano").touch()
+    convert("nano", tmp_path / "copy")
+    assert checkpoint.read_config(tmp_path / "copy") == checkpoint.read_config(tiny_model)
+    (tmp_path / "chat-1m").mkdir()
+    with pytest.raises(UsageError, match="32 heads"):
+        convert(str(published), tmp_path / "out", like="chat-1m")
+    with pytest.raises(FormatError, match=r"config\.json: missing"):
+        convert(str(published), tmp_path / "out", like="./chat-1m")
 
 
 def test_model_directories(tiny_model: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from originals import open_original
 
-from lwm_core import checkpoint, decode, vqgan
+from lwm_core import checkpoint, decode, registry, vqgan
 from lwm_core.config import VQConfig
 from lwm_core.errors import ContextTooLong, FormatError, ModelNotFound, UsageError
 from lwm_core.generate import Message, complete, draw, encode_media, film, reply
@@ -297,6 +297,15 @@ def test_a_mesh_of_many_writes_the_same(tiny: LoadedModel, tiny_model: Path) -> 
     prompts = [[1, 40, 41], [1, 300]]
     ours = generate(spread, prompts, max_tokens=16, stops=False)
     assert np.array_equal(ours, generate(tiny, prompts, max_tokens=16, stops=False))
+
+
+def test_a_folder_hides_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("nano", "other", "LargeWorldModel/LWM-Text-1M"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert find_model("nano") == registry.embedded_path()
+    for folder in ("./nano", "nano/", "other", "LargeWorldModel/LWM-Text-1M", str(tmp_path)):
+        assert find_model(folder) == Path(folder)
 
 
 def test_names_that_are_no_model(tmp_path: Path) -> None:
