@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +17,10 @@ import pytest
 from lwm_core import needle
 from lwm_core.errors import ContextTooLong, UsageError
 from lwm_core.needle import Needle, NeedleCase, NeedleConfig, NeedleResult
+from lwm_core.needle.questions import MOST_NEEDLES
 from lwm_core.needle.report import CELL_WIDTH, MARGIN
 from lwm_core.tokenizer import Tokenizer
+from lwm_core.wording import CITIES
 
 
 class ByteTokenizer(Tokenizer):
@@ -136,6 +140,17 @@ def test_hide_goes_back_to_the_end_of_a_sentence() -> None:
     assert needle.hide(words, [b"!"], 100, 5) == [*words[:4], b"!"]
 
 
+def test_as_many_needles_as_can_be_are_soon_drawn(tokenizer: Tokenizer) -> None:
+    """All subsets of names are as likely; those of different cities are counted by a product."""
+    ways = np.array([1.0])  # of choosing 0, 1, 2 ... names of different cities
+    for listed in Counter(CITIES).values():
+        ways = np.convolve(ways, [1, listed])
+    assert math.comb(len(CITIES), MOST_NEEDLES) / ways[MOST_NEEDLES] < 50
+    config = NeedleConfig((4000,), tuple(range(MOST_NEEDLES)), MOST_NEEDLES, MOST_NEEDLES)
+    (case,) = needle.cases(config, tokenizer, needle.read_haystack())
+    assert len({hidden.city for hidden in case.asked}) == MOST_NEEDLES
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -146,6 +161,7 @@ def test_hide_goes_back_to_the_end_of_a_sentence() -> None:
         ({"asked": 0}, "ask for 0 of 1"),
         ({"needles": 2, "asked": 3}, "ask for 3 of 2"),
         ({"needles": 6}, "6 needles need as many depths"),
+        ({"needles": 80, "asked": 80, "depths": tuple(range(80))}, "80 needles.* 30 is the most"),
     ],
 )
 def test_what_cannot_be_tried_says_why(options: dict[str, Any], reason: str) -> None:
