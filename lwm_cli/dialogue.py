@@ -33,7 +33,7 @@ HISTORY_LINES = 1000
 def read_attachment(name: str, frames: int) -> str | np.ndarray:
     """A text file's text, or the frames of a picture or clip: uint8 `[frames, h, w, 3]`.
 
-    Raises UsageError (no such file) or MediaError (neither text nor a picture).
+    Raises UsageError (no such file, too long a text) or MediaError (neither text nor a picture).
     """
     from lwm_core.media import read_media
 

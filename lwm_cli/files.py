@@ -5,6 +5,7 @@ All of it is checked before a model is loaded. `-` is standard input or standard
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import select
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import typer
 
-from lwm_core.errors import MediaError, OutputError, UsageError
+from lwm_core.errors import OutputError, UsageError
 
 STANDARD = Path("-")
 SILENCE_SECONDS = 5.0
 SLUG_LENGTH = 48
+MOST_TEXT = 8_000_000
+"""Bytes of a text that is read: about twice as much as the longest context holds."""
 
 
 def piped_text(*, is_needed: bool) -> str:
@@ -57,24 +60,38 @@ def prompt_text(prompt: str | None) -> str:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a UTF-8 file; None for anything else, such as a picture. Raises UsageError."""
+    """The text of a UTF-8 file; None for anything else: a picture, a device, nothing at all.
+
+    No more than MOST_TEXT bytes are read. Raises UsageError for a longer text, or without access.
+    """
     try:
-        content = path.read_bytes()
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            content = file.read(MOST_TEXT + 1)
     except OSError as error:
         raise UsageError(f"can't open {path}: {error.strerror}") from error
-    if not content:
-        raise MediaError(f"{path} is empty")
+    is_whole = len(content) <= MOST_TEXT
     try:
-        return None if b"\0" in content else content.decode("utf-8")
+        # What was cut off may end inside a character.
+        text = codecs.getincrementaldecoder("utf-8")().decode(content, final=is_whole)
     except UnicodeDecodeError:
         return None
+    if not text or "\0" in text:
+        return None
+    if not is_whole:
+        raise UsageError(f"{path} is too long; a text may have {MOST_TEXT // 10**6} MB")
+    return text
 
 
 @contextmanager
 def as_file(name: str) -> Iterator[Path]:
-    """The input called `name`; standard input becomes a temporary file while it is read."""
+    """The input called `name`; standard input becomes a temporary file while it is read.
+
+    `~` is the home directory here too, for names that no shell has seen.
+    """
     if name != "-":
-        yield Path(name)
+        yield Path(os.path.expanduser(name))  # Path's own raises for a name like ~draft.txt
         return
     with tempfile.NamedTemporaryFile(prefix="standard-input-") as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)

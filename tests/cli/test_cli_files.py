@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lwm_cli import files
+from lwm_cli.dialogue import read_attachment
 from lwm_core.errors import UsageError
 
 
@@ -38,8 +39,38 @@ def test_text_files(tmp_path: Path) -> None:
     assert files.read_text(tmp_path / "text") == "grüße"
     assert files.read_text(tmp_path / "latin") is None
     assert files.read_text(tmp_path / "zeros") is None
-    with pytest.raises(UsageError, match="directory"):
-        files.read_text(tmp_path)
+
+
+def test_long_texts_and_long_films(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of a film does not matter; a text is refused, wherever the limit cuts it."""
+    with (tmp_path / "film").open("wb") as film:
+        film.write(b"RIFF")
+        film.truncate(20 << 30)  # sparse: it takes no space
+    assert files.read_text(tmp_path / "film") is None
+    monkeypatch.setattr(files, "MOST_TEXT", 10)
+    (tmp_path / "text").write_text("grüße ü")
+    assert files.read_text(tmp_path / "text") == "grüße ü"
+    (tmp_path / "text").write_text("xééééé")
+    with pytest.raises(UsageError, match="too long"):
+        files.read_text(tmp_path / "text")
+    (tmp_path / "film").write_bytes(b"YUV4MPEG" + b"\xff" * 10)
+    assert files.read_text(tmp_path / "film") is None
+
+
+def test_what_is_no_file_is_refused_unread(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path), str(tmp_path / "missing")):
+        with pytest.raises(UsageError, match=name):
+            read_attachment(name, 1)
+
+
+def test_home_in_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "notes.txt").write_text("Buy milk.")
+    assert read_attachment("~/notes.txt", 1) == "Buy milk."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~notes.txt").write_text("Buy more.")
+    assert read_attachment("~notes.txt", 1) == "Buy more."
 
 
 def test_a_slow_pipe_is_waited_for(
