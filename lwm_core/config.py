@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from lwm_core.errors import ConfigError
@@ -83,34 +84,88 @@ class ModelConfig:
     def from_json(cls, values: Mapping[str, Any]) -> ModelConfig:
         """Read a `config.json`; a plain Hugging Face Llama has no `lwm` block and is text-only.
 
-        Raises ConfigError when a size is missing or the model is not a Llama.
+        Raises ConfigError, naming the key, when a size is missing or no size, and when the model
+        computes anything that ours does not.
         """
-        if values.get("model_type", "llama") != "llama":
-            raise ConfigError(
-                f"config.json: model_type is {values['model_type']!r}, expected 'llama'"
-            )
-        try:
-            heads = values["num_attention_heads"]
-            hidden = values["hidden_size"]
-            vocabulary = dict(values.get("lwm", {"text_vocab": values["vocab_size"]}))
-            vocabulary.pop("defaults", None)  # habits of sampling, no size
-            return cls(
-                hidden=hidden,
-                intermediate=values["intermediate_size"],
-                layers=values["num_hidden_layers"],
-                heads=heads,
-                kv_heads=values.get("num_key_value_heads") or heads,
-                head_dim=values.get("head_dim") or hidden // heads,
-                max_length=values["max_position_embeddings"],
-                rope_theta=float(values.get("rope_theta", 10_000.0)),
-                norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-                tie_embeddings=bool(values.get("tie_word_embeddings", False)),
-                bos_id=values.get("bos_token_id", 1),
-                eos_id=values.get("eos_token_id", 2),
-                **vocabulary,
-            )
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"config.json: {error.args[0]} is missing or unknown") from error
+        for key, known in _ONLY.items():
+            if values.get(key) not in (None, known):
+                raise ConfigError(f"config.json: {key} is {values[key]!r}, expected {known!r}")
+        hidden = _whole(values, "hidden_size")
+        heads = _whole(values, "num_attention_heads")
+        return cls(
+            hidden=hidden,
+            intermediate=_whole(values, "intermediate_size"),
+            layers=_whole(values, "num_hidden_layers"),
+            heads=heads,
+            kv_heads=_whole(values, "num_key_value_heads", heads),
+            head_dim=_whole(values, "head_dim", hidden // heads),
+            max_length=_whole(values, "max_position_embeddings"),
+            rope_theta=_rope_theta(values),
+            norm_eps=_number(values, "rms_norm_eps", 1e-6),
+            tie_embeddings=bool(values.get("tie_word_embeddings", False)),
+            bos_id=_whole(values, "bos_token_id", 1, least=0),
+            eos_id=_whole(values, "eos_token_id", 2, least=0),
+            **_vocabulary(values),
+        )
+
+
+_ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+"""What a configuration may leave out, and can't have otherwise."""
+
+_LEAST = {"text_vocab": 1, "vision_vocab": 0, "vision_codes": 1, "frame_codes": 1}
+"""The sizes of the `lwm` block and the least that each may be."""
+
+
+def _whole(values: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
+    """A size or an id; `default` stands for one that is left out or null. Raises ConfigError."""
+    value = values.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise ConfigError(f"config.json: {key} is missing")
+    if type(value) is not int or value < least:
+        raise ConfigError(f"config.json: {key} is {value!r}, expected a whole number from {least}")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str, default: float) -> float:
+    """A number above 0. Raises ConfigError."""
+    value = values.get(key, default)
+    if type(value) not in (int, float) or not 0 < value < inf:
+        raise ConfigError(f"config.json: {key} is {value!r}, expected a number above 0")
+    return float(value)
+
+
+def _rope_theta(values: Mapping[str, Any]) -> float:
+    """The rotary base, which newer configurations keep one level down.
+
+    Raises ConfigError when positions are scaled in a way that would be left out silently.
+    """
+    holder = values
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = values.get(key)
+        if rope is None:
+            continue
+        kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, Mapping) else rope
+        if kind != "default":
+            raise ConfigError(f"config.json: {key} is of type {kind!r}, expected 'default'")
+        holder = rope if "rope_theta" in rope else holder
+    return _number(holder, "rope_theta", 10_000.0)
+
+
+def _vocabulary(values: Mapping[str, Any]) -> dict[str, int]:
+    """The sizes of the `lwm` block; a model without one has text only. Raises ConfigError."""
+    if "lwm" not in values:
+        return {"text_vocab": _whole(values, "vocab_size")}
+    block = values["lwm"]
+    if not isinstance(block, Mapping):
+        raise ConfigError(f"config.json: lwm is {block!r}, expected an object")
+    if unknown := block.keys() - _LEAST.keys() - {"defaults"}:  # those are no sizes
+        raise ConfigError(f"config.json: lwm.{min(unknown)} is unknown")
+    named = {f"lwm.{key}": size for key, size in block.items()}
+    return {
+        key: _whole(named, f"lwm.{key}", getattr(ModelConfig, key, None), least)
+        for key, least in _LEAST.items()
+    }
 
 
 @dataclass(frozen=True)

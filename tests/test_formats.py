@@ -236,6 +236,65 @@ def test_no_such_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
 # Language models of the original
 
 
+@pytest.fixture
+def llama(reference: Path) -> dict[str, Any]:
+    """What config.json of a Llama of Hugging Face says."""
+    return json.loads((reference / "hf/safetensors/config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "mistral"},
+        {"hidden_act": "gelu"},
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+        {"rope_scaling": {"factor": 8.0}},
+        {"rope_scaling": "linear"},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}},
+        {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 0}},
+        {"rope_theta": "1e6"},
+        {"rms_norm_eps": None},
+        {"num_attention_heads": 0},
+        {"num_key_value_heads": 0},
+        {"num_hidden_layers": 3.0},
+        {"hidden_size": "64"},
+        {"intermediate_size": None},
+        {"vocab_size": True},
+        {"bos_token_id": "1"},
+        {"eos_token_id": [2, 3]},
+        {"lwm": None},
+        {"lwm": {}},
+        {"lwm": {"text_vocab": 512, "vision_vocab": "34"}},
+        {"lwm": {"text_vocab": 512, "words": 1}},
+    ],
+    ids=str,
+)
+def test_configurations_that_we_would_misread(
+    changes: dict[str, Any], llama: dict[str, Any]
+) -> None:
+    """One line, and it names the key."""
+    with pytest.raises(ConfigError, match=r"^config\.json: ") as caught:
+        ModelConfig.from_json(llama | changes)
+    assert "\n" not in str(caught.value)
+    assert next(iter(changes)) in str(caught.value)
+
+
+def test_configurations_that_mean_the_same(llama: dict[str, Any]) -> None:
+    """Newer versions of transformers write the rotary base one level down; null is left out."""
+    plain = ModelConfig.from_json(llama)
+    del llama["rope_theta"]
+    rope = {"rope_type": "default", "rope_theta": 1e7}
+    for changes in (
+        {"rope_parameters": rope},
+        {"rope_theta": 1e7, "rope_scaling": {"type": "default"}, "num_key_value_heads": None},
+        {"rope_scaling": rope, "head_dim": 16, "eos_token_id": None},
+    ):
+        assert ModelConfig.from_json(llama | changes) == plain
+
+
 def hugging_face(reference: Path) -> dict[str, np.ndarray]:
     shards = (reference / "hf/safetensors").glob("*.safetensors")
     return {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
