@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import re
 import shutil
 import threading
@@ -19,9 +20,11 @@ if TYPE_CHECKING:
 
     from lwm_core.types import Progress
 
+LOG = logging.getLogger(__name__)
+
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _SHARD = re.compile(r".*-\d+-of-\d+\.\w+")
-_WEIGHTS = ("*.safetensors", "*.bin", "params")
+_WEIGHTS = ("*.safetensors", "params")
 _FILES = ("*.json", "*.model", "vqgan", *_WEIGHTS)
 
 
@@ -114,23 +117,23 @@ def _fetch(
             dry_run=dry_run,
         )
 
-    files = _wanted(snapshot(_FILES, 0, dry_run=True), repository)
+    files = _wanted(snapshot([*_FILES, "*.bin"], 0, dry_run=True), repository)
     total = sum(file.file_size or 0 for file in files if file.will_download)
+    LOG.info("fetching %s, %.0f MB", repository, total / 1e6)
     _check_space(repository, total)
     return Path(snapshot([file.filename for file in files], total, dry_run=False))
 
 
 def _wanted(files: list[DryRunFileInfo], repository: str) -> list[DryRunFileInfo]:
-    """One set of weights: where there are safetensors, the same weights as `.bin` are left."""
-    names = [file.filename for file in files]
-    if not any(Path(name).match(pattern) for name in names for pattern in _WEIGHTS):
+    """All but PyTorch's `.bin`, which is not read. Raises DownloadError without other weights."""
+    wanted = [file for file in files if ".bin" not in file.filename]
+    if not any(Path(file.filename).match(pattern) for file in wanted for pattern in _WEIGHTS):
+        held = "weights as PyTorch's .bin only" if len(wanted) < len(files) else "no weights"
         raise DownloadError(
-            f"{repository} holds no weights that lwm reads (safetensors, .bin or LWM's params); "
-            "name another repository"
+            f"{repository} holds {held}; lwm reads safetensors and LWM's params, name a "
+            "repository that has them"
         )
-    if any(name.endswith(".safetensors") for name in names):
-        return [file for file in files if ".bin" not in file.filename]
-    return files
+    return wanted
 
 
 def _check_space(repository: str, needed: int) -> None:

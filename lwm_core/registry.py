@@ -27,9 +27,9 @@ _K = 1024
 class Card:
     """What must be known about a model before a single file of it is read.
 
-    `repositories` are hub repositories that hold the same weights, the one to download first; the
-    embedded model has none. `heads`, `rope_theta` and `context` are what the original's weight
-    files don't say.
+    `repositories` are hub repositories that hold the same weights, the one to download first;
+    others may hold them as PyTorch's `.bin`, which is not read. The embedded model has none.
+    `heads`, `rope_theta` and `context` are what the original's weight files don't say.
     """
 
     name: str
@@ -53,7 +53,7 @@ def _text(variant: str, context: int, rope_theta: float) -> Card:
     return Card(
         name=name,
         aliases=(variant.lower(),),
-        repositories=(f"LargeWorldModel/{name}", f"LargeWorldModel/{name}-Jax"),
+        repositories=(f"LargeWorldModel/{name}-Jax", f"LargeWorldModel/{name}"),
         kind="text-chat" if "Chat" in variant else "text",
         context=context,
         rope_theta=rope_theta,

@@ -146,6 +146,30 @@ def test_any_repository_and_no_weights_twice(hub: Hub) -> None:
     assert {file.name for file in path.iterdir()} == {"config.json", "model.safetensors"}
 
 
+def test_text_models_come_in_the_format_that_is_read(hub: Hub) -> None:
+    """The one repository has what `lwm convert` reads, the other what only PyTorch does."""
+    hub.repositories["LargeWorldModel/LWM-Text-1M"] = {
+        "config.json": b"{}",
+        "pytorch_model.bin": b"p",
+        "tokenizer.model": b"t",
+    }
+    hub.repositories["LargeWorldModel/LWM-Text-1M-Jax"] = {
+        "params": b"p",
+        "tokenizer.model": b"t",
+    }
+    message = failure(lambda: download("LargeWorldModel/LWM-Text-1M"))
+    assert ".bin only" in message
+    assert hub.fetched == []
+    assert (download("text-1m") / "params").is_file()
+
+
+def test_weights_that_are_not_read_are_no_model(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["some-one/llama"] = {"config.json": b"{}", "model.safetensors": b"s"}
+    path = download("some-one/llama")
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    assert local_path("some-one/llama") is None
+
+
 def test_half_a_model_is_not_here(hub: Hub, vision_model: dict[str, bytes]) -> None:
     path = download("chat-32k")
     (path / "vqgan").unlink()
