@@ -141,9 +141,7 @@ Size = Annotated[
 ]
 Mesh = Annotated[
     str,
-    typer.Option(
-        "--mesh", metavar="MESH", help="auto, a preset, or axes such as dp=1,fsdp=8,tp=1,sp=1."
-    ),
+    typer.Option("--mesh", metavar="MESH", help="auto, or axes such as dp=1,fsdp=8,tp=1,sp=1."),
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16"] | None,

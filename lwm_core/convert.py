@@ -9,6 +9,7 @@ the model, or of the model that it is like.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
 from lwm_core.load import STREAM, find_model, named_path
 from lwm_core.types import Progress
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def convert(
         source = _original(src, path, like)
     else:
         source = _directory(path)
+    LOG.info("%s in %s to %s in %s", path, source.dtype, dst, dtype or source.dtype)
     checkpoint.write_model(
         dst,
         source.config,

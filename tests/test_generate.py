@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -285,8 +286,15 @@ def test_cache_sizes_are_few(tokens: int, slots: int) -> None:
 # Loading
 
 
-def test_bfloat16_is_about_the_same(tiny: LoadedModel, tiny_model: Path) -> None:
+def test_bfloat16_is_about_the_same(
+    tiny: LoadedModel, tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "lwm_core")
     half = load_model(str(tiny_model), dtype="bfloat16")
+    (told,) = caplog.messages
+    assert str(tiny_model) in told
+    assert "bfloat16" in told
+    assert half.device in told
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
     assert generate(half, [[1, 40]], max_tokens=8, stops=False).shape == (1, 8)
 

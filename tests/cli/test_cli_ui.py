@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 from collections.abc import Sequence
 
@@ -78,6 +79,18 @@ def test_quiet_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = open_terminal(monkeypatch)
     play(Screen(quiet=True))
     assert terminal.getvalue() == ""
+
+
+def test_verbose_shows_what_the_core_chooses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    core = logging.getLogger("lwm_core")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(core, "level", core.level)
+    core.getChild("load").info("before")
+    Screen(verbose=True)
+    core.getChild("load").info("in %s", "bfloat16")
+    assert capsys.readouterr().err == "in bfloat16\n"
 
 
 def test_a_file_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
