@@ -162,27 +162,27 @@ def numpy_dtype(name: str) -> np.dtype:
 def new_directory(directory: Path, *, force: bool) -> Iterator[Path]:
     """A temporary folder that becomes `directory` when the block ends well, and else vanishes.
 
-    With `force` it takes the place of an older model, never of anything else.
+    With `force` it takes the place of an older model, never of anything else; stopped at any time,
+    it leaves the one or the other.
     """
     check_new(directory, force=force)
-    temporary: Path | None = None
+    holder: Path | None = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-        yield temporary
-        temporary.chmod(0o755)
+        holder = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+        new, old = holder / "new", holder / "old"
+        new.mkdir()
+        yield new
         if directory.exists():
-            old = temporary.with_name(temporary.name + "-old")
             os.replace(directory, old)
-            os.replace(temporary, directory)
-            shutil.rmtree(old)
-        else:
-            os.replace(temporary, directory)
+        os.replace(new, directory)
     except OSError as error:
         raise OutputError(f"{directory}: can't be written: {error.strerror or error}") from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        if holder is not None:
+            if not directory.exists() and old.exists():  # stopped between the two
+                os.replace(old, directory)
+            shutil.rmtree(holder, ignore_errors=True)
 
 
 def check_new(directory: Path, *, force: bool) -> None:

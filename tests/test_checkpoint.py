@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -120,6 +122,34 @@ def test_existing_directories(tmp_path: Path, tokenizer: Path) -> None:
     for _ in range(2):  # over an empty folder, then over a model
         checkpoint.write_model(target, CONFIG, WEIGHTS.items(), tokenizer=tokenizer, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("moves", [0, 1, 2])
+def test_stopped_while_one_model_replaces_another(
+    moves: int, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C before, between and after the two moves leaves one whole model and nothing else."""
+    target = damage(tiny_model, tmp_path / "model")
+    calls = itertools.count()
+
+    def stopped(source: Path, place: Path, replace: Callable[..., None] = os.replace) -> None:
+        number = next(calls)
+        if number == moves == 0:
+            raise KeyboardInterrupt
+        replace(source, place)
+        if number == moves - 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        checkpoint.new_directory(target, force=True) as folder,
+    ):
+        (folder / "config.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    is_new = (target / "config.json").read_text() == "{}"
+    assert is_new == (moves == 2)
+    assert is_new or checkpoint.read_config(target) == checkpoint.read_config(tiny_model)
 
 
 def test_a_place_that_can_not_be_written(tmp_path: Path, tokenizer: Path) -> None:
