@@ -19,8 +19,8 @@ _QUIET = {
     "GLOG_minloglevel": "3",
 }
 
-_MALLOC = {-1: 2**31 - 1, -2: 2**26, -3: 2**30}
-"""Numbers and values of glibc's M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h)."""
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+"""Numbers of glibc's parameters M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h)."""
 
 
 def home() -> Path:
@@ -67,7 +67,11 @@ def _keep_freed_memory() -> None:
     it is freed, and the next result faults in every one of them again; kept, large products on
     a CPU measured two to four times as fast.
     """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for parameter, value in _MALLOC.items():
-            libc.mallopt(parameter, value)
+    if platform.libc_ver()[0] != "glibc":
+        return
+    mallopt = ctypes.CDLL(None).mallopt
+    # The threshold goes first, and some versions refuse more than 32 MB: any other parameter ends
+    # glibc's own raising of the threshold, which would then stay at 128 KB.
+    if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_TOP_PAD, 2**26)
