@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -33,7 +36,10 @@ STANDARD_LIBRARY_ONLY = ("errors", "config", "registry")
 FORBIDDEN_CALLS = {"print", "input", "exit", "quit", "eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "typer", "rich"}
 
+ROOT = Path(__file__).parents[1]
+
 CORE_FILES = sorted(CORE.rglob("*.py"))
+CLI_FILES = sorted(CLI.rglob("*.py"))
 
 
 def part(path: Path) -> str:
@@ -100,6 +106,16 @@ def test_values_need_the_standard_library_only(name: str) -> None:
     assert roots <= sys.stdlib_module_names | {"lwm_core"}
 
 
-@pytest.mark.parametrize("path", [*CORE_FILES, *sorted(CLI.rglob("*.py"))], ids=relative)
+def test_packages_that_are_imported_are_declared() -> None:
+    """Those that come along with another today may not come along tomorrow."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.match(r"[\w-]+", line)[0].replace("_", "-") for line in project["dependencies"]}
+    owners = packages_distributions()
+    roots = {name.split(".")[0] for path in (*CORE_FILES, *CLI_FILES) for name in imports(path)}
+    for root in roots - sys.stdlib_module_names - {"lwm_core", "lwm_cli"}:
+        assert declared & {owner.lower().replace("_", "-") for owner in owners[root]}, root
+
+
+@pytest.mark.parametrize("path", [*CORE_FILES, *CLI_FILES], ids=relative)
 def test_every_file_says_its_idea(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
