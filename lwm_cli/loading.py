@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from lwm_core.errors import UsageError
+from lwm_core.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from lwm_cli.ui import Screen
@@ -45,12 +45,16 @@ def sampling_for(task: str, model: LoadedModel, **given: Any) -> Sampling:
     """How to draw tokens for `task` (chat, see, draw, film).
 
     An option that was given goes first, then what the model's configuration says, then the
-    habits of the published models. Options left out are None.
+    habits of the published models. Options left out are None. Raises FormatError when the
+    model's configuration says what sampling does not know.
     """
     from lwm_core.sampling import Sampling
 
     chosen = {name: value for name, value in given.items() if value is not None}
-    return Sampling(**{**_DEFAULTS[task], **model.defaults.get(task, {}), **chosen})
+    try:
+        return Sampling(**{**_DEFAULTS[task], **model.defaults.get(task, {}), **chosen})
+    except TypeError as error:
+        raise FormatError(f"{model.name}: its defaults for {task} are wrong: {error}") from error
 
 
 def seed_or_random(seed: int | None) -> int:

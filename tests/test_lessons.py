@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from lwm_core import world
 from lwm_core.data.lessons import PROSE, SEEN_FRAMES, Lessons, Stage
-from lwm_core.data.packing import Weighted
+from lwm_core.data.packing import Weighted, fill_rows, to_batch
 from lwm_core.errors import ConfigError
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokens import SYSTEM, FrameLayout, Message, chat_prompt, unconditional_prompt
@@ -95,13 +96,42 @@ def test_batches_are_functions_of_their_number(lessons: Lessons) -> None:
     assert (first.weights[first.segments == 0] == 0).all()
 
 
+def test_codes_stand_where_they_belong(lessons: Lessons) -> None:
+    """As if every frame had been encoded at once, those of refused examples among them."""
+    mixed, seed, index = stage(see=0.5, make=0.5), 5, 2
+    rng = np.random.default_rng((seed, index))
+    taken: list[Weighted] = []
+
+    def noted() -> Iterator[Weighted]:
+        for lesson in lessons._examples(mixed, seed, index, rng, encode):
+            taken.append(lesson)
+            yield lesson
+
+    rows = fill_rows(noted(), mixed.rows, mixed.length)
+    expected, batch = to_batch(rows, mixed.length), lessons.batch(mixed, seed, index)
+    for name in ("inputs", "targets", "weights"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name))
+
+    packed = [lesson for row in rows for lesson in row]
+    seen = [lesson for lesson in packed if SEEN_FRAMES in lesson.weights]
+    assert len(seen) >= 2
+    assert len(packed) - len(seen) >= 2
+    places = [i for i, lesson in enumerate(taken) if any(lesson is one for one in packed)]
+    assert max(places) >= len(places)  # after some that was refused
+    codes = batch.inputs[batch.inputs >= LAYOUT.offset]
+    assert len(set(codes.tolist())) > LAYOUT.codes // 2
+
+
 def test_prose_counts_a_little(lessons: Lessons) -> None:
     batch = lessons.batch(stage(length=400, prose=1.0), 0, 0)
     assert set(np.unique(batch.weights)) <= {np.float32(0), np.float32(PROSE)}
     assert (batch.weights > 0).any()
 
 
-@pytest.mark.parametrize("mix", [{"sing": 1.0}, {"see": -1.0}, {"see": 0.0}])
+@pytest.mark.parametrize(
+    "mix",
+    [{"sing": 1.0}, {"see": -1.0}, {"see": 0.0}, {"see": float("nan")}, {"see": float("inf")}],
+)
 def test_a_mix_that_cannot_be_meant_is_refused(mix: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"stages\.mix"):
         stage(**mix)

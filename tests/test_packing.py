@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lwm_core import transformer
 from lwm_core.config import ModelConfig
 from lwm_core.data.packing import MISSES, Weighted, fill_rows, to_batch, weigh
 from lwm_core.train import language
@@ -140,12 +141,23 @@ def test_loss_of_one_kind_is_that_alone(kind: str) -> None:
 
 
 def test_blocks_of_the_loss_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether their size divides the 64 tokens or not; and none is larger than it may be."""
     params = init(TINY, jax.random.key(2))
     batch = to_batch(fill_rows(examples(), rows=2, length=32), 32)
     whole = jax.value_and_grad(sums)(params, batch)
-    monkeypatch.setattr(language, "LOSS_BLOCK", 16)
-    blocks = jax.value_and_grad(sums)(params, batch)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), blocks, whole)
+    sizes: list[int] = []
+
+    def logits_of(params: Params, rows: jax.Array, ids: slice) -> jax.Array:
+        sizes.append(len(rows))
+        return transformer.logits_of(params, rows, ids)
+
+    monkeypatch.setattr(language, "logits_of", logits_of)
+    for most in (16, 23):
+        sizes.clear()
+        monkeypatch.setattr(language, "LOSS_BLOCK", most)
+        blocks = jax.value_and_grad(sums)(params, batch)
+        jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), blocks, whole)
+        assert 0 < max(sizes) <= most
 
 
 def test_losses_equal_the_original(reference: Path) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lwm_core import checkpoint, transformer, vqgan
 from lwm_core.config import ModelConfig
-from lwm_core.errors import ConfigError, OutputError, UsageError
+from lwm_core.errors import ConfigError, FormatError, OutputError, TrainingError, UsageError
 from lwm_core.load import load_model
-from lwm_core.train import TrainEvent, read_recipe, train
+from lwm_core.tokenizer import Tokenizer
+from lwm_core.train import TrainEvent, jobs, loop, read_recipe, train
 from lwm_core.train.language import fresh_params
+from lwm_core.train.recipe import first_change, to_document
 
 IMAGE = {
     "kind": "image",
@@ -46,24 +51,31 @@ TEXT = {
 }  # fmt: skip
 
 
+texts = functools.cache(jobs._texts)
+"""What tokenizers are trained on, which takes longer than to train one: made once for all tests."""
+
+
 @pytest.fixture
-def text(tmp_path: Path) -> dict[str, Any]:
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A recipe of four steps in two stages, on a little prose of its own."""
+    monkeypatch.setattr(jobs, "_texts", texts)
     prose = "".join(f"The house number {n} stood at the sea. " for n in range(40))
     (tmp_path / "prose.txt").write_text(prose)
     return {**TEXT, "prose": [str(tmp_path / "prose.txt")]}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[TrainEvent]]:
+    """The output of an image tokenizer's two steps, and their events."""
+    output = tmp_path_factory.mktemp("image") / "run"
+    return output, list(train(IMAGE, output=output))
+
+
 @pytest.fixture
-def place(tmp_path: Path, reference: Path) -> Any:
-    """Makes output directories that hold a tokenizer already, so that none is trained."""
-
-    def place(name: str) -> Path:
-        (tmp_path / name).mkdir()
-        shutil.copy(reference / "tokenizer/tokenizer.model", tmp_path / name)
-        return tmp_path / name
-
-    return place
+def run(whole: tuple[Path, list[TrainEvent]], tmp_path: Path) -> Path:
+    """The same output, to go on from."""
+    shutil.copytree(whole[0], tmp_path / "run")
+    return tmp_path / "run"
 
 
 def metrics(output: Path) -> list[dict[str, float]]:
@@ -71,12 +83,12 @@ def metrics(output: Path) -> list[dict[str, float]]:
 
 
 def changed(recipe: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """A recipe with one value replaced, or without it if the value is None."""
+    """A recipe with one value replaced or added, or without it if the value is None."""
     recipe = copy.deepcopy(recipe)
     *outer, last = key.split(".")
     table = recipe
     for name in outer:
-        table = table[int(name) if isinstance(table, list) else name]
+        table = table[int(name)] if isinstance(table, list) else table.setdefault(name, {})
     if value is None:
         del table[last]
     else:
@@ -84,12 +96,12 @@ def changed(recipe: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
     return recipe
 
 
-def test_an_image_tokenizer(tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    events = list(train(IMAGE, output=output))
+def test_an_image_tokenizer(whole: tuple[Path, list[TrainEvent]]) -> None:
+    output, events = whole
     assert [event.kind for event in events] == ["start", "step", "step", "checkpoint", "done"]
     assert [line["step"] for line in metrics(output)] == [1, 2]
-    assert {"loss", "error", "codes_used", "pictures_per_second"} <= metrics(output)[0].keys()
+    named = {"loss", "error", "codes_used", "gradient_norm", "pictures_per_second"}
+    assert named <= metrics(output)[0].keys()
     image = checkpoint.read_vqgan(Path(events[-1].path))
     assert image is not None
     codes = vqgan.encode(image, np.zeros((1, 16, 16, 3), np.float32))
@@ -116,15 +128,15 @@ def test_codes_that_look_alike_begin_alike() -> None:
     )
 
 
-def test_killed_and_resumed_is_uninterrupted(text: dict[str, Any], place: Any) -> None:
-    whole, killed = place("whole"), place("killed")
+def test_killed_and_resumed_is_uninterrupted(text: dict[str, Any], tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     events = list(train(text, output=whole))
     assert [event.step for event in events if event.kind == "checkpoint"] == [2, 4]
     run = train(text, output=killed)
     assert next(event for event in run if event.kind == "step" and event.step == 3)
     run.close()  # the third step is lost, the checkpoint after the second is not
-    with (killed / "metrics.jsonl").open("a") as file:
-        file.write('what is this?\n{"step": 4, "lo')
+    with (killed / "metrics.jsonl").open("ab") as file:
+        file.write(b'what is this?\n\xff\n{"step": 4, "lo')
 
     with pytest.raises(UsageError, match="--resume"):
         next(train(text, output=killed))
@@ -140,6 +152,167 @@ def test_killed_and_resumed_is_uninterrupted(text: dict[str, Any], place: Any) -
     assert model.vqgan is None
     assert model.defaults == {"chat": {"temperature": 0.5}}
     assert list(train(text, output=whole, resume=True))[-1].kind == "done"
+
+
+def test_lines_of_metrics_survive_being_killed_at_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is never without the lines that are kept, not even while it is cleaned up."""
+    before = metrics(run)
+
+    def killed(*paths: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop._rewind(run / "metrics.jsonl", 1)
+    assert metrics(run) == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_killed_before_the_first_checkpoint_leaves_nothing(
+    resume: bool, text: dict[str, Any], tmp_path: Path
+) -> None:
+    """The next run there has the vocabulary of its own recipe."""
+    for size in (500, 600):
+        begun = train({**text, "tokenizer": size}, output=tmp_path / "run", resume=resume)
+        assert next(begun) == TrainEvent("start", 0, 4)
+        begun.close()
+        assert Tokenizer.load(tmp_path / "run/tokenizer.model").vocab_size == size
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.codes", 16), ("seed", 1), ("optimizer.name", "muon"), ("optimizer.clip", 2.0)],
+)
+def test_another_recipe_is_not_gone_on_by(key: str, value: Any, run: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"^{key}: differs from .*recipe\.json") as caught:
+        next(train(changed(IMAGE, key, value), output=run, resume=True))
+    assert "\n" not in str(caught.value)
+    assert next(train(IMAGE, output=run, resume=True)) == TrainEvent("start", 2, 2)
+
+
+def test_another_kind_is_not_gone_on_by(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^kind: differs"):
+        next(train(TEXT, output=run, resume=True))
+
+
+def test_schedules_may_change_on_the_way(run: Path) -> None:
+    longer = {**IMAGE, "steps": 3, "save_every": 1, "optimizer": {"rate": 1e-4, "end_rate": 1e-5}}
+    events = list(train(longer, output=run, resume=True))
+    assert [event.kind for event in events] == ["start", "step", "checkpoint", "done"]
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3]
+    written = json.loads((run / "recipe.json").read_text())
+    assert (written["steps"], written["optimizer"]["rate"]) == (3, 1e-4)
+
+
+@pytest.mark.parametrize("recipe", [IMAGE, TEXT])
+def test_the_recipe_of_a_run_can_be_read_again(recipe: dict[str, Any]) -> None:
+    checked = read_recipe(recipe)
+    assert read_recipe(json.loads(json.dumps(to_document(checked)))) == checked
+
+
+def test_stages_and_habits_may_change_too() -> None:
+    before = to_document(read_recipe(TEXT))
+    for key, value in (("stages.1.length", 99), ("defaults.see.top_k", 3), ("save_every", 7)):
+        assert first_change(before, to_document(read_recipe(changed(TEXT, key, value)))) is None
+    other = {**TEXT, "start_from": "x"}
+    del other["model"]
+    assert first_change(before, to_document(read_recipe(other))) == "start_from"
+
+
+def test_runs_that_did_not_note_their_recipe_go_on(run: Path) -> None:
+    (run / "recipe.json").unlink()
+    assert next(train(IMAGE, output=run, resume=True)) == TrainEvent("start", 2, 2)
+    assert (run / "recipe.json").exists()
+
+
+@pytest.mark.parametrize("damaged", [b"", b"\xff", b"[1]", b'{"kind": "image"}'])
+def test_a_damaged_recipe_of_a_run(damaged: bytes, run: Path) -> None:
+    (run / "recipe.json").write_bytes(damaged)
+    with pytest.raises(FormatError, match=r"recipe\.json: no recipe: .*remove it") as caught:
+        next(train(IMAGE, output=run, resume=True))
+    assert "\n" not in str(caught.value)
+
+
+class Clockwork:
+    """A job whose clock goes by one in a step, by 100 when it is written, and never otherwise.
+
+    Its weights and one of its metrics are what they are told to be.
+    """
+
+    steps, save_every = 4, 2
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.values: dict[int, dict[str, float]] = {}
+        self.weights: dict[int, float] = {}
+        self.exports = 0
+
+    def initial_state(self) -> dict[str, jax.Array]:
+        return {"step": jnp.int32(0), "weight": jnp.zeros(2)}
+
+    def batch(self, index: int) -> int:
+        return index
+
+    def step(self, state: dict[str, jax.Array], batch: int) -> tuple[dict, dict]:
+        self.now += 1
+        step = batch + 1
+        weight = jnp.array([0.0, self.weights.get(step, 0.0)])
+        metrics = {"loss": 1.0, "gradient_norm": 2.0, **self.values.get(step, {})}
+        return {"step": jnp.int32(step), "weight": weight}, metrics
+
+    def size(self, batch: int) -> tuple[str, int]:
+        return "things", 6
+
+    def export(self, state: dict[str, jax.Array], directory: Path) -> None:
+        self.now += 100
+        self.exports += 1
+
+
+@pytest.fixture
+def clockwork(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
+    """What is trained instead, by any recipe."""
+    job = Clockwork()
+    monkeypatch.setattr(loop, "make_job", lambda recipe, output, begins: job)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: job.now))
+    return job
+
+
+def test_writing_is_not_charged_to_a_step(clockwork: Clockwork, tmp_path: Path) -> None:
+    list(train(IMAGE, output=tmp_path / "run"))
+    assert clockwork.exports == 2
+    assert [line["things_per_second"] for line in metrics(tmp_path / "run")] == [6.0] * 4
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_lost_ends_the_run(
+    name: str, value: float, clockwork: Clockwork, tmp_path: Path
+) -> None:
+    clockwork.values[3] = {name: value}
+    with pytest.raises(TrainingError, match=f"step 3: {name} is no .* --resume from step 2"):
+        list(train(IMAGE, output=tmp_path / "run"))
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+
+
+def test_weights_that_are_lost_are_not_saved(clockwork: Clockwork, tmp_path: Path) -> None:
+    """Though the metrics, which are of the weights before the step, are still well."""
+    clockwork.weights[4] = float("nan")
+    with pytest.raises(TrainingError, match=r"step 4: a weight is no .* --resume from step 2"):
+        list(train(IMAGE, output=tmp_path / "run"))
+    assert clockwork.exports == 1
+    clockwork.weights.clear()
+    assert next(train(IMAGE, output=tmp_path / "run", resume=True)).step == 2
+
+
+@pytest.mark.parametrize("kind", ["see", "make"])
+def test_pictures_need_an_image_tokenizer(kind: str, text: dict[str, Any], tmp_path: Path) -> None:
+    mixed = changed(text, f"stages.1.mix.{kind}", 0.1)
+    with pytest.raises(ConfigError, match=r"stages\.mix: pictures need an image_tokenizer"):
+        next(train(mixed, output=tmp_path / "run"))
+    assert not (tmp_path / "run/tokenizer.model").exists()
+    next(train(changed(text, f"stages.1.mix.{kind}", 0.0), output=tmp_path / "run"))
 
 
 def test_goes_on_from_a_model_that_sees(tiny_model: Path, tmp_path: Path, text: Any) -> None:
@@ -172,12 +345,63 @@ def test_goes_on_from_a_model_that_sees(tiny_model: Path, tmp_path: Path, text: 
         (TEXT, "stages.1.frames", [1], r"stages\[1\].frames: 2 values are needed"),
         (TEXT, "model", None, "model, start_from: give exactly one"),
         (TEXT, "start_from", "x", "model, start_from: give exactly one"),
+        (IMAGE, "kind", ["image"], r"kind is \['image'\]"),
+        (IMAGE, "steps", 0, "^steps is 0"),
+        (IMAGE, "batch", 0, "^batch is 0"),
+        (IMAGE, "save_every", 0, "^save_every is 0"),
+        (IMAGE, "free_steps", -1, "^free_steps is -1"),
+        (IMAGE, "seed", -1, "^seed is -1"),
+        (IMAGE, "seed", 1 << 63, "^seed is 9"),
+        (IMAGE, "model.resolution", 0, "^model.resolution is 0"),
+        (IMAGE, "model.resolution", 15, "^model.resolution: 15 can't be halved 1 times"),
+        (IMAGE, "model.channel_mult", [], "^model.channel_mult: a list"),
+        (IMAGE, "model.channel_mult", [1, 0], "^model.channel_mult: a list"),
+        (IMAGE, "model.res_blocks", -1, "^model.res_blocks is -1"),
+        (IMAGE, "model.groups", 0, "^model.groups is 0"),
+        (IMAGE, "model.groups", 3, "^model.groups: 3 do not share 4 channels"),
+        (IMAGE, "optimizer.rate", 0, "^optimizer.rate is 0"),
+        (IMAGE, "optimizer.rate", float("nan"), "^optimizer.rate is nan"),
+        (IMAGE, "optimizer.end_rate", -1.0, "^optimizer.end_rate is -1"),
+        (IMAGE, "optimizer.warmup", -1, "^optimizer.warmup is -1"),
+        (IMAGE, "optimizer.weight_decay", float("inf"), "^optimizer.weight_decay is inf"),
+        (IMAGE, "optimizer.b2", 1, "^optimizer.b2 is 1"),
+        (IMAGE, "optimizer.clip", 0, "^optimizer.clip is 0"),
+        (IMAGE, "optimizer.matrix_rate", -0.1, "^optimizer.matrix_rate is -0.1"),
+        (TEXT, "stages.0.steps", -1, "^stages.steps is -1"),
+        (TEXT, "stages.0.length", 0, "^stages.length is 0"),
+        (TEXT, "stages.0.rows", 0, "^stages.rows is 0"),
+        (TEXT, "stages.0.frames", [5, 2], "^stages.frames: 5 to 2"),
+        (TEXT, "stages.0.frames", [0, 2], "^stages.frames: 0 to 2"),
+        (TEXT, "stages.1.characters", [0, 9], "^stages.characters: 0 to 9"),
+        (TEXT, "stages.1.mix.dialogue", float("nan"), "^stages.mix.dialogue: nan is no share"),
+        (TEXT, "seed", -1, "^seed is -1"),
+        (TEXT, "dtype", "flaot", "^dtype is 'flaot'"),
+        (TEXT, "dtype", "float16", "^dtype is 'float16'"),
+        (TEXT, "tokenizer", 0, "^tokenizer is 0"),
+        (TEXT, "save_every", 0, "^save_every is 0"),
+        (TEXT, "model.layers", 0, "^model.layers is 0"),
+        (TEXT, "model.heads", 0, "^model.heads is 0"),
+        (TEXT, "model.heads", 3, "^model.heads: 3 do not share 16"),
+        (TEXT, "model.kv_heads", -1, "^model.kv_heads is -1"),
+        (TEXT, "model.rope_theta", 0.0, "^model.rope_theta is 0"),
+        (TEXT, "defaults.dream.top_k", 3, "^defaults.dream: no such task"),
+        (TEXT, "defaults.draw.topk", 3, "^defaults.draw: topk: no such key"),
+        (TEXT, "defaults.draw.top_k", "all", "^defaults.draw: top_k: int is needed"),
+        (TEXT, "defaults.chat.temperature", -1.0, "^defaults.chat: temperature must be at least"),
     ],
 )
 def test_wrong_recipes(recipe: dict[str, Any], key: str, value: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words) as caught:
         read_recipe(changed(recipe, key, value))
     assert "\n" not in str(caught.value)
+
+
+def test_stages_without_any_step() -> None:
+    for index in (0, 1):
+        passed_over = changed(TEXT, f"stages.{index}.steps", 0)
+        assert read_recipe(passed_over).steps == 3 - 2 * index
+    with pytest.raises(ConfigError, match=r"^stages: at least one"):
+        read_recipe(changed(passed_over, "stages.0.steps", 0))
 
 
 def test_whole_numbers_serve_as_fractions() -> None:
@@ -202,11 +426,11 @@ def test_metrics_that_can_not_be_written(tmp_path: Path) -> None:
     ],
 )
 def test_sources_that_are_not_there(
-    key: str, value: Any, words: str, text: dict[str, Any], place: Any
+    key: str, value: Any, words: str, text: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = {**text, key: value}
     if key == "start_from":
         del recipe["model"]
     with pytest.raises((UsageError, OutputError, ConfigError), match=words) as caught:
-        next(train(recipe, output=place("run")))
+        next(train(recipe, output=tmp_path / "run"))
     assert "\n" not in str(caught.value)

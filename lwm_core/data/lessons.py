@@ -6,6 +6,7 @@ anywhere by its number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -42,7 +43,10 @@ DROPPED_PROMPTS = 0.1
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training: its steps, the shape of a batch, and the range of the examples."""
+    """One stretch of training: its steps, the shape of a batch, and the range of the examples.
+
+    Raises ConfigError, naming the key, for values that can't be meant.
+    """
 
     steps: int
     length: int
@@ -52,11 +56,20 @@ class Stage:
     mix: dict[str, float]
 
     def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("length", 1), ("rows", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    f"stages.{name} is {getattr(self, name)}; it must be at least {least}"
+                )
+        for name in ("frames", "characters"):
+            low, high = getattr(self, name)
+            if not 1 <= low <= high:
+                raise ConfigError(f"stages.{name}: {low} to {high} is no range from 1 upwards")
         for kind, share in self.mix.items():
             if kind not in KINDS:
                 raise ConfigError(f"stages.mix.{kind}: no such kind; known are {', '.join(KINDS)}")
-            if share < 0:
-                raise ConfigError(f"stages.mix.{kind}: {share} is less than nothing")
+            if not 0 <= share < math.inf:
+                raise ConfigError(f"stages.mix.{kind}: {share} is no share")
         if not sum(self.mix.values()):
             raise ConfigError("stages.mix: at least one share above 0 is needed")
 

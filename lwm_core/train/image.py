@@ -120,6 +120,7 @@ def image_step(
     params = optax.apply_updates(state.params, updates)
     counts, sums, codebook = move_codebook(state, latents, codes, key)
     used = (jax.ops.segment_max(jnp.ones_like(codes), codes, counts.shape[0]) > 0).mean()
-    metrics = {"loss": loss, "error": error, "codes_used": used}
+    norm = optax.tree.norm(gradients)
+    metrics = {"loss": loss, "error": error, "codes_used": used, "gradient_norm": norm}
     params = {**params, "codebook": codebook}
     return ImageState(state.step + 1, params, moments, counts, sums), metrics

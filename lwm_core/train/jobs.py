@@ -60,7 +60,7 @@ class ImageJob:
     shades of red (the idea of denoising autoencoders, Vincent et al. 2008).
     """
 
-    def __init__(self, recipe: ImageRecipe, output: Path):
+    def __init__(self, recipe: ImageRecipe):
         self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
         optimizer = make_optimizer(recipe.optimizer, recipe.steps)
         self._graph, self._start = initial_state(recipe.model, optimizer, recipe.seed)
@@ -97,7 +97,7 @@ class ImageJob:
 class LanguageJob:
     """A transformer learns from packed lessons, stage after stage."""
 
-    def __init__(self, recipe: LanguageRecipe, output: Path):
+    def __init__(self, recipe: LanguageRecipe, output: Path, *, begins: bool):
         self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
         prose = "".join(
             passage
@@ -109,8 +109,11 @@ class LanguageJob:
         self.image = checkpoint.read_vqgan(seen) if seen else None
         if recipe.image_tokenizer and self.image is None:
             raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
+        shares = (stage.mix.get(kind) for stage in recipe.stages for kind in ("see", "make"))
+        if self.image is None and any(shares):
+            raise ConfigError("stages.mix: pictures need an image_tokenizer")
         self._codes = _quick_encoder(self.image) if self.image else None
-        self._tokenizer_path = _tokenizer(recipe, source, output, prose)
+        self._tokenizer_path = _tokenizer(recipe, source, output, prose, begins)
         self._tokenizer = Tokenizer.load(self._tokenizer_path)
         self.config = (
             checkpoint.read_config(source) if source else self._config(self._tokenizer.vocab_size)
@@ -153,8 +156,7 @@ class LanguageJob:
         )
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
-        if self._codes is None:
-            raise ConfigError("stages.mix: pictures need an image_tokenizer")
+        assert self._codes is not None  # there are no frames without an image tokenizer
         full = -(-len(frames) // ENCODE_BATCH) * ENCODE_BATCH
         pixels = vqgan.to_unit(np.resize(frames, (full, *frames.shape[1:])))
         parts = pixels.reshape(-1, ENCODE_BATCH, *pixels.shape[1:])
@@ -203,12 +205,17 @@ def _quick_encoder(image: vqgan.VQGAN) -> Callable[[np.ndarray], jax.Array]:
     return partial(encode, arrays)
 
 
-def _tokenizer(recipe: LanguageRecipe, source: Path | None, output: Path, prose: str) -> Path:
-    """The tokenizer's file: that of the model to start from, or one trained on what is taught."""
+def _tokenizer(
+    recipe: LanguageRecipe, source: Path | None, output: Path, prose: str, begins: bool
+) -> Path:
+    """The tokenizer's file: that of the model to start from, or one trained on what is taught.
+
+    A run that `begins` trains it anew: one that lies there may be of another recipe.
+    """
     if source:
         return source / checkpoint.TOKENIZER
     path = output / checkpoint.TOKENIZER
-    if not path.exists():
+    if begins:
         train_tokenizer(_texts(prose), path, recipe.tokenizer)
     return path
 
@@ -224,6 +231,8 @@ def _texts(prose: str) -> list[str]:
     return texts
 
 
-def make_job(recipe: ImageRecipe | LanguageRecipe, output: Path) -> Job:
-    """The job that a recipe describes."""
-    return (ImageJob if isinstance(recipe, ImageRecipe) else LanguageJob)(recipe, output)  # type: ignore[arg-type]
+def make_job(recipe: ImageRecipe | LanguageRecipe, output: Path, *, begins: bool) -> Job:
+    """The job that a recipe describes, of a run that `begins` or of one that goes on."""
+    if isinstance(recipe, ImageRecipe):
+        return ImageJob(recipe)
+    return LanguageJob(recipe, output, begins=begins)

@@ -17,7 +17,7 @@ from lwm_core.transformer import Params, hidden_states, logits_of
 from lwm_core.types import Array, Batch
 
 LOSS_BLOCK = 2048
-"""Tokens whose logits exist at a time."""
+"""At most so many tokens' logits exist at a time."""
 
 
 class LanguageState(struct.PyTreeNode):
@@ -72,20 +72,23 @@ def token_losses(
             loss = jnp.where(inside, found, loss)
         return loss
 
-    count = targets.size
-    size = LOSS_BLOCK if count % LOSS_BLOCK == 0 else count
-    rows = hidden.reshape(-1, size, hidden.shape[-1])
-    return jax.lax.map(block, (rows, targets.reshape(-1, size))).reshape(targets.shape)
+    # As many blocks as it takes, all of one size, so that little or nothing is filled up.
+    blocks = -(-targets.size // LOSS_BLOCK)
+    missing = -targets.size % blocks
+    rows = jnp.pad(hidden.reshape(-1, hidden.shape[-1]), ((0, missing), (0, 0)))
+    ids = jnp.pad(targets.reshape(-1), (0, missing))
+    losses = jax.lax.map(block, (rows.reshape(blocks, -1, rows.shape[-1]), ids.reshape(blocks, -1)))
+    return losses.reshape(-1)[: targets.size].reshape(targets.shape)
 
 
 def language_loss(
-    params: Params, config: ModelConfig, batch: Batch, *, dtype: jnp.dtype, attention: str = "auto"
+    params: Params, config: ModelConfig, batch: Batch, *, dtype: jnp.dtype
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Half the mean text loss plus half the mean vision loss, as in the original.
 
     Each mean is over the targets' weights; without vision targets (or text) it is the other alone.
     """
-    hidden, _ = hidden_states(params, config, batch.tokens, dtype=dtype, attention=attention)
+    hidden, _ = hidden_states(params, config, batch.tokens, dtype=dtype)
     losses = token_losses(params, config, hidden, batch.targets)
     vision = batch.targets >= config.text_vocab
     metrics, parts, present = {}, [], []

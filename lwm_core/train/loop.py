@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import absl.logging
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lwm_core import backend
-from lwm_core.errors import OutputError, TrainingError, UsageError
+from lwm_core.errors import ConfigError, FormatError, OutputError, TrainingError, UsageError
 from lwm_core.train.events import TrainEvent
 from lwm_core.train.jobs import Job, make_job
-from lwm_core.train.recipe import read_recipe
+from lwm_core.train.recipe import (
+    ImageRecipe,
+    LanguageRecipe,
+    first_change,
+    read_recipe,
+    to_document,
+)
 
+RECIPE = "recipe.json"
+"""The file of an output directory that says by which recipe it came to be."""
+METRICS = "metrics.jsonl"
 AHEAD = 2
 """Batches that are made while the device works."""
 
@@ -27,10 +38,15 @@ AHEAD = 2
 def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> Iterator[TrainEvent]:
     """Train by a recipe (a TOML document); writes checkpoints, metrics and `output/model`.
 
-    Batches are functions of their number, so the step is the whole data cursor: a resumed run sees
-    what an uninterrupted one would have seen. Raises ConfigError for a wrong recipe, UsageError
-    when the output holds a run already (and not `resume`), TrainingError when the loss is no
-    longer a number, OutputError when nothing can be written.
+    Batches are functions of their number, so the step is the whole data cursor: a run resumed by
+    the same recipe sees what an uninterrupted one would have seen. Its steps, stages, rates,
+    saving and habits of sampling may be changed on the way (`recipe.ADJUSTABLE`); then it goes on
+    from the same weights, but along another schedule.
+
+    Raises ConfigError for a wrong recipe and for one that differs in more from the run that it is
+    to resume, UsageError when the output holds a run already (and not `resume`), TrainingError
+    when a metric or a weight is no longer a finite number, FormatError when the recipe of the
+    run was damaged, OutputError when nothing can be written.
     """
     checked = read_recipe(recipe)
     backend.prepare()
@@ -40,14 +56,14 @@ def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> I
         raise UsageError(f"{output} holds a run already; go on with --resume, or choose -o")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (output / "metrics.jsonl").open("a+", encoding="utf-8") as metrics:
-            job = make_job(checked, output)
-            options = ocp.CheckpointManagerOptions(max_to_keep=2)
-            with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
-                for event in _steps(job, checkpoints, output):
-                    if event.kind == "start":
-                        _rewind(metrics, event.step)
-                    elif event.kind == "step":
+        options = ocp.CheckpointManagerOptions(max_to_keep=2)
+        with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
+            first = checkpoints.latest_step() or 0
+            job = _job(checked, output, first)
+            _rewind(output / METRICS, first)
+            with (output / METRICS).open("a", encoding="utf-8") as metrics:
+                for event in _steps(job, checkpoints, first, output):
+                    if event.kind == "step":
                         line = {"step": event.step, **event.metrics}
                         metrics.write(json.dumps(line) + "\n")
                         metrics.flush()
@@ -56,12 +72,45 @@ def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> I
         raise OutputError(f"{output}: can't be written: {error.strerror or error}") from error
 
 
-def _rewind(metrics: TextIO, step: int) -> None:
+def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, first: int) -> Job:
+    """The job of a run that goes on after step `first`, and notes its recipe in the output.
+
+    Without a checkpoint a run begins anew, whatever its recipe was. Raises ConfigError and
+    FormatError as `train` does.
+    """
+    path = output / RECIPE
+    if first and path.exists():  # runs of older versions have none
+        _compare(recipe, path)
+    job = make_job(recipe, output, begins=not first)
+    _write(path, json.dumps(to_document(recipe), indent=2) + "\n")
+    return job
+
+
+def _compare(recipe: ImageRecipe | LanguageRecipe, path: Path) -> None:
+    """Raise ConfigError naming the first key that may not differ from the recipe in a file."""
+    try:
+        before = to_document(read_recipe(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, TypeError, ConfigError) as error:
+        raise FormatError(f"{path}: no recipe: {error}; remove it to go on without") from error
+    if key := first_change(before, to_document(recipe)):
+        raise ConfigError(
+            f"{key}: differs from {path}, by which this run began; put it back, or choose -o"
+        )
+
+
+def _rewind(path: Path, step: int) -> None:
     """Drop what a killed run wrote about steps after `step`, and lines that are damaged."""
-    metrics.seek(0)
-    kept = [line for line in metrics if _step_of(line) <= step]
-    metrics.truncate(0)
-    metrics.writelines(kept)
+    if path.exists():
+        with path.open(encoding="utf-8", errors="replace") as metrics:
+            kept = [line for line in metrics if _step_of(line) <= step]
+        _write(path, "".join(kept))
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _step_of(line: str) -> float:
@@ -72,9 +121,11 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def _steps(job: Job, checkpoints: ocp.CheckpointManager, output: Path) -> Iterator[TrainEvent]:
+def _steps(
+    job: Job, checkpoints: ocp.CheckpointManager, first: int, output: Path
+) -> Iterator[TrainEvent]:
+    """Take the steps after `first`, and save now and then what is worth keeping."""
     state = job.initial_state()
-    first = checkpoints.latest_step() or 0
     if first:
         restore = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
         state = checkpoints.restore(first, args=restore)
@@ -83,21 +134,25 @@ def _steps(job: Job, checkpoints: ocp.CheckpointManager, output: Path) -> Iterat
     for step, batch in _batches(job, first):
         state, values = job.step(state, batch)
         numbers = {name: float(value) for name, value in jax.device_get(values).items()}
-        now = time.perf_counter()
         unit, count = job.size(batch)
-        numbers[f"{unit}_per_second"] = count / (now - began)
-        began = now
-        if not math.isfinite(numbers["loss"]):
+        numbers[f"{unit}_per_second"] = count / (time.perf_counter() - began)
+        saves = step % job.save_every == 0 or step == job.steps
+        lost = [name for name, number in numbers.items() if not math.isfinite(number)]
+        # The metrics are of the weights before this step, so those after it are looked at too.
+        if saves and not all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+            lost.append("a weight")
+        if lost:
             raise TrainingError(
-                f"step {step}: the loss is {numbers['loss']}; lower optimizer.rate and go on with "
+                f"step {step}: {lost[0]} is no finite number; lower optimizer.rate and go on with "
                 f"--resume from step {checkpoints.latest_step() or 0}"
             )
         yield TrainEvent("step", step, job.steps, numbers)
-        if step % job.save_every == 0 or step == job.steps:
+        if saves:
             checkpoints.save(step, args=ocp.args.StandardSave(state))
             job.export(state, output / "model")
             checkpoints.wait_until_finished()
             yield TrainEvent("checkpoint", step, job.steps, path=str(output / "model"))
+        began = time.perf_counter()  # what was written is not charged to the next step
     yield TrainEvent("done", job.steps, job.steps, path=str(output / "model"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +32,18 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "muon"):
             raise ConfigError(f"optimizer.name is {self.name!r}; choose 'adamw' or 'muon'")
+        checks = {
+            "rate": (0 < self.rate < math.inf, "above 0"),
+            "end_rate": (0 <= self.end_rate < math.inf, "at least 0"),
+            "warmup": (self.warmup >= 0, "at least 0"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "at least 0"),
+            "b2": (0 <= self.b2 < 1, "at least 0 and below 1"),
+            "clip": (self.clip > 0, "above 0"),
+            "matrix_rate": (0 <= self.matrix_rate < math.inf, "at least 0"),
+        }
+        for name, (right, bounds) in checks.items():
+            if not right:
+                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}; it must be {bounds}")
 
 
 def _matrices(params: Any) -> Any:

@@ -1,8 +1,12 @@
-"""Recipes: what a TOML file may say, checked with the key's name in the message."""
+"""Recipes: what a TOML file may say, checked with the key's name in the message.
+
+Every value out of its bounds is a ConfigError, raised when the recipe is made.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import UnionType
@@ -10,10 +14,42 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lwm_core.config import VQConfig
 from lwm_core.data.lessons import Stage
-from lwm_core.errors import ConfigError
+from lwm_core.errors import ConfigError, UsageError
+from lwm_core.sampling import Sampling
 from lwm_core.train.optimizer import OptimizerConfig
 
 T = TypeVar("T")
+
+DTYPES = ("float32", "bfloat16")
+"""Number formats that a transformer computes in while it learns."""
+TASKS = ("chat", "see", "draw", "film")
+"""What a model can have habits of sampling for."""
+ADJUSTABLE = frozenset(
+    {
+        "steps",
+        "stages",
+        "save_every",
+        "defaults",
+        "optimizer.rate",
+        "optimizer.end_rate",
+        "optimizer.matrix_rate",
+    }
+)
+"""Keys that may change when a run goes on: how long, on what and how fast it learns."""
+
+
+def _at_least(least: int, table: object, prefix: str, *names: str) -> None:
+    """Raise ConfigError unless these values of a table are `least` or more."""
+    for name in names:
+        value = getattr(table, name)
+        if value < least:
+            raise ConfigError(f"{prefix}{name} is {value}; it must be at least {least}")
+
+
+def _check_seed(seed: int) -> None:
+    """Raise ConfigError unless both numpy and jax take the seed."""
+    if not 0 <= seed < 1 << 63:
+        raise ConfigError(f"seed is {seed}; it must be at least 0 and below 2^63")
 
 
 @dataclass(frozen=True)
@@ -31,6 +67,27 @@ class ImageRecipe:
     save_every: int = 500
     free_steps: int = 0
 
+    def __post_init__(self) -> None:
+        _at_least(1, self, "", "steps", "batch", "save_every")
+        _at_least(0, self, "", "free_steps")
+        _check_seed(self.seed)
+        sizes = ("resolution", "base_channels", "latent_channels", "codes", "code_dim", "groups")
+        _at_least(1, self.model, "model.", *sizes)
+        _at_least(0, self.model, "model.", "res_blocks")
+        if not self.model.channel_mult or min(self.model.channel_mult) < 1:
+            raise ConfigError("model.channel_mult: a list of numbers above 0 is needed")
+        halvings = len(self.model.channel_mult) - 1
+        if self.model.resolution % 2**halvings:
+            raise ConfigError(
+                f"model.resolution: {self.model.resolution} can't be halved {halvings} times"
+            )
+        for factor in (1, *self.model.channel_mult):
+            channels = factor * self.model.base_channels
+            if channels % min(self.model.groups, channels):
+                raise ConfigError(
+                    f"model.groups: {self.model.groups} do not share {channels} channels evenly"
+                )
+
 
 @dataclass(frozen=True)
 class TransformerSize:
@@ -46,7 +103,11 @@ class TransformerSize:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.hidden % (2 * self.heads):
+        _at_least(1, self, "model.", "hidden", "intermediate", "layers", "heads", "max_length")
+        _at_least(0, self, "model.", "kv_heads")
+        if not 0 < self.rope_theta < math.inf:
+            raise ConfigError(f"model.rope_theta is {self.rope_theta}; it must be above 0")
+        if self.hidden % (2 * self.heads):
             raise ConfigError(
                 f"model.heads: {self.heads} do not share {self.hidden} evenly, in even sizes"
             )
@@ -76,8 +137,19 @@ class LanguageRecipe:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.start_from is None):
             raise ConfigError("model, start_from: give exactly one of them")
-        if not self.stages:
-            raise ConfigError("stages: at least one [[stages]] table is needed")
+        if self.steps < 1:
+            raise ConfigError("stages: at least one [[stages]] table with steps is needed")
+        _at_least(1, self, "", "tokenizer", "save_every")
+        _check_seed(self.seed)
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        for task, habits in self.defaults.items():
+            if task not in TASKS:
+                raise ConfigError(f"defaults.{task}: no such task; known are {', '.join(TASKS)}")
+            try:
+                _build(Sampling, habits, "")
+            except UsageError as error:
+                raise ConfigError(f"defaults.{task}: {error}") from error
 
     @property
     def steps(self) -> int:
@@ -100,9 +172,32 @@ def read_recipe(values: Mapping[str, Any]) -> ImageRecipe | LanguageRecipe:
     """A recipe from a TOML document; `kind` says which. Raises ConfigError naming the key."""
     values = dict(values)
     kind = values.pop("kind", None)
-    if kind not in RECIPES:
+    if not isinstance(kind, str) or kind not in RECIPES:
         raise ConfigError(f"kind is {kind!r}; choose one of {', '.join(map(repr, RECIPES))}")
     return _build(RECIPES[kind], values, "")
+
+
+def to_document(recipe: ImageRecipe | LanguageRecipe) -> dict[str, Any]:
+    """The document that `read_recipe` reads as this recipe, with every setting in it."""
+    kind = next(kind for kind, cls in RECIPES.items() if isinstance(recipe, cls))
+    # As in TOML, what is None is not there.
+    values = dataclasses.asdict(
+        recipe, dict_factory=lambda items: {key: value for key, value in items if value is not None}
+    )
+    return {"kind": kind, **values}
+
+
+def first_change(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
+    """The first key whose values in two documents differ and that is not `ADJUSTABLE`, if any."""
+    for key in {**now, **before}:
+        name, old, new = f"{prefix}{key}", before.get(key), now.get(key)
+        if name in ADJUSTABLE or old == new:
+            continue
+        if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+            return name
+        if inner := first_change(old, new, f"{name}."):
+            return inner
+    return None
 
 
 def _build(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:

@@ -6,12 +6,15 @@ import json
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lwm_cli import app
+from lwm_cli.loading import sampling_for
 from lwm_cli.train import complete_recipe
+from lwm_core.errors import FormatError
 from lwm_core.train.events import TrainEvent
 
 RECIPE = """
@@ -94,6 +97,8 @@ def test_settings(trained: list[tuple[Any, ...]]) -> None:
         (["tiny.toml", "--set", "model.channel_mult.2=4"], "no such place"),
         (["tiny.toml", "--set", "model.layers=3"], "model.layers"),
         (["tiny.toml", "--set", "steps.more=3"], "no such place"),
+        (["tiny.toml", "--set", "save_every=0"], "save_every is 0; it must be at least 1"),
+        (["tiny.toml", "--set", "optimizer.rate=0"], "optimizer.rate is 0.0; it must be above 0"),
     ],
 )
 def test_mistakes(
@@ -108,3 +113,13 @@ def test_mistakes(
     assert words in said
     assert said.count("\n") == 1
     assert not trained
+
+
+@pytest.mark.parametrize("habits", [{"topk": 3}, {"top_k": "all"}])
+def test_habits_of_a_model_that_sampling_does_not_know(habits: dict[str, Any]) -> None:
+    """A recipe can't say them; a model directory of other origin may."""
+    model: Any = SimpleNamespace(name="stray", defaults={"draw": habits})
+    with pytest.raises(FormatError, match=r"^stray: its defaults for draw are wrong: ") as caught:
+        sampling_for("draw", model)
+    assert "\n" not in str(caught.value)
+    assert sampling_for("film", model, top_k=7).top_k == 7
