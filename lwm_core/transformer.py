@@ -44,7 +44,8 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """The table of parameters by dotted name. Linear weights are `[out, in]`."""
     count, hidden, inner = config.layers, config.hidden, config.intermediate
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
-    spread = 0.02
+    # Every product of a normalised input begins with a spread of one, in models of any width.
+    spread = hidden**-0.5
     # Outputs into the residual stream start smaller, so that depth does not grow it (GPT-2).
     spread_out = spread / math.sqrt(2 * count)
 

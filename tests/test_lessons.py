@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lwm_core import world
-from lwm_core.data.lessons import PROSE, SEEN_FRAMES, Lessons, Stage
+from lwm_core.data.lessons import PROSE, SEARCHED, SEEN_FRAMES, Lessons, Stage
 from lwm_core.data.packing import Weighted, fill_rows, to_batch
 from lwm_core.errors import ConfigError
 from lwm_core.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ def test_wishes_are_followed_by_frames(lessons: Lessons) -> None:
 
 def test_needles_are_asked_for_as_in_the_test(lessons: Lessons) -> None:
     example, lesson = taught(lessons, "retrieval")
-    prompt = lessons.tokenizer.decode(counted(lesson, 0.0))
+    prompt = lessons.tokenizer.decode(counted(lesson, SEARCHED))
     assert prompt.startswith(f"{SYSTEM} USER: ")
     assert prompt.endswith(example.exchanges[0][0][-40:])
     assert lessons.tokenizer.decode(counted(lesson, 1.0)) == example.exchanges[0][1]

@@ -33,10 +33,12 @@ Encode = Callable[[np.ndarray], np.ndarray]
 
 KINDS = (*MIX, "prose")
 """What a stage can be mixed of."""
-SEEN_FRAMES = 0.1
+SEEN_FRAMES = 0.3
 """Weight of the frames that are asked about, as targets; frames to make count one."""
 PROSE = 0.2
 """Weight of plain prose as a target."""
+SEARCHED = 0.05
+"""Weight of the text that hides a number, as a target: it is read anyway."""
 DROPPED_PROMPTS = 0.1
 """Share of the pictures and clips to make that come without a wish, for guidance."""
 
@@ -98,7 +100,8 @@ class Lessons:
                 "stages.frames and stages.characters"
             )
         batch = to_batch(rows, stage.length)
-        inputs, targets = waiting.replaced((batch.inputs, batch.targets), self.encode)
+        ids = np.asarray(batch.inputs), np.asarray(batch.targets)
+        inputs, targets = waiting.replaced(ids, self.encode)
         return batch.replace(inputs=inputs, targets=targets)
 
     def _examples(
@@ -123,7 +126,7 @@ class Lessons:
         """One example of the world as it is asked and answered."""
         if example.kind == "retrieval":
             prompt, answer = example.exchanges[0]
-            asked = weigh(self.tokenizer.encode(prompt), 0.0)
+            asked = weigh(self.tokenizer.encode(prompt), SEARCHED)
             return asked + weigh(answer_ids(self.tokenizer, answer), 1.0)
         if example.kind == "make" and example.frames is not None:
             return self._make(example.exchanges[0][0], example.frames, rng, encode)

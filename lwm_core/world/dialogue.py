@@ -103,7 +103,7 @@ def _next_number(rng: np.random.Generator) -> list[Exchange]:
 
 def repeat(rng: np.random.Generator) -> list[Exchange]:
     """Words and numbers to say again."""
-    items = [_item(rng) for _ in range(int(rng.integers(1, 9)))]
+    items = [_item(rng) for _ in range(int(rng.integers(1, 17)))]
     told = pick(rng, ("Say {}.", "Repeat: {}.", "Please say {}.", "Repeat after me: {}."))
     said = ", ".join(items)
     return [(typed(rng, told.format(said)), f"{said}.")]
