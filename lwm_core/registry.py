@@ -86,9 +86,9 @@ NANO = Card(
     repositories=(),
     kind="vision",
     context=4 * _K,
-    rope_theta=1e5,
+    rope_theta=1e4,
     heads=4,
-    bytes=14_100_000,
+    bytes=18_800_000,
     licence="Apache 2.0",
 )
 
