@@ -88,7 +88,7 @@ NANO = Card(
     context=4 * _K,
     rope_theta=1e4,
     heads=4,
-    bytes=18_800_000,
+    bytes=18_900_000,
     licence="Apache 2.0",
 )
 
