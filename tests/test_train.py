@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import shutil
@@ -100,7 +101,7 @@ def test_an_image_tokenizer(whole: tuple[Path, list[TrainEvent]]) -> None:
     output, events = whole
     assert [event.kind for event in events] == ["start", "step", "step", "checkpoint", "done"]
     assert [line["step"] for line in metrics(output)] == [1, 2]
-    named = {"loss", "error", "codes_used", "gradient_norm", "pictures_per_second"}
+    named = {"loss", "error", "naming", "codes_used", "gradient_norm", "pictures_per_second"}
     assert named <= metrics(output)[0].keys()
     image = checkpoint.read_vqgan(Path(events[-1].path))
     assert image is not None
@@ -325,6 +326,25 @@ def test_goes_on_from_a_model_that_sees(tiny_model: Path, tmp_path: Path, text: 
     made = load_model(str(tmp_path / "run/model"))
     assert made.config == checkpoint.read_config(tiny_model)
     assert made.vqgan is not None
+
+
+def test_goes_on_with_another_image_tokenizer(tiny_model: Path, tmp_path: Path, text: Any) -> None:
+    """It must have as many codes, and as many in a picture."""
+    config = checkpoint.read_vqgan(tiny_model).config
+    for name, codes in (("same", config.codes), ("more", 2 * config.codes)):
+        image = vqgan.create(dataclasses.replace(config, codes=codes), seed=7)
+        with checkpoint.new_directory(tmp_path / name, force=False) as folder:
+            checkpoint.write_vqgan(folder / checkpoint.VQGAN, image)
+    stage = {**text["stages"][0], "length": 512, "steps": 1, "mix": {"see": 1}}
+    recipe = {**text, "start_from": str(tiny_model), "stages": [stage]}
+    del recipe["model"]
+    recipe["image_tokenizer"] = str(tmp_path / "same")
+    list(train(recipe, output=tmp_path / "run"))
+    made = checkpoint.read_vqgan(tmp_path / "run/model")
+    assert np.array_equal(made.codebook[...], vqgan.create(config, seed=7).codebook[...])
+    recipe["image_tokenizer"] = str(tmp_path / "more")
+    with pytest.raises(ConfigError, match=r"image_tokenizer: .*more does not fit"):
+        list(train(recipe, output=tmp_path / "other"))
 
 
 @pytest.mark.parametrize(

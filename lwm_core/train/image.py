@@ -8,7 +8,7 @@ embedded model's world are plain.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,37 @@ from flax import nnx, struct
 
 from lwm_core import vqgan
 from lwm_core.config import VQConfig
+from lwm_core.types import Array
+from lwm_core.world.shapes import SHAPES
 
 COMMITMENT = 0.1
 SQUARED = 2.0
 """Weight of the squared error: it does not forgive small things that are missing."""
+EDGES = 0.5
+"""Weight of the error of edges, as it is."""
+OUTLINES = 0.02
+"""Weight of the error of edges in parts of a picture's own: a small star's points count as well."""
+FEWEST_EDGES = 0.002
+"""Pictures of fewer edges (mean difference of neighbouring pixels) count as if they had these."""
+NAMING = 0.1
+"""Weight of naming the shape at each patch from its code alone."""
 DECAY = 0.99
 DEAD = 0.02
 
 
+class Pictures(NamedTuple):
+    """A batch: pictures, what they should become, and the shape at each patch.
+
+    `pixels` and `wanted` are `[F, R, R, 3]` in [-1, 1], `names` `[F, grid, grid]` with 0 for none.
+    """
+
+    pixels: Array
+    wanted: Array
+    names: Array
+
+
 class ImageState(struct.PyTreeNode):
-    """Weights, optimizer moments, and the moving averages behind the codebook."""
+    """Weights (`model` and the `reader` of names), moments, averages behind the codebook."""
 
     step: jax.Array
     params: Any
@@ -40,43 +61,59 @@ def initial_state(
 ) -> tuple[nnx.GraphDef, ImageState]:
     """A fresh model's structure and state."""
     graph, weights = nnx.split(vqgan.create(config, seed), nnx.Param)
-    params = nnx.to_pure_dict(weights)
+    model = nnx.to_pure_dict(weights)
+    readings = (config.code_dim, 1 + len(SHAPES))
+    params = {"model": model, "reader": jax.random.normal(jax.random.key(seed), readings)}
     # No code is in use yet, so the first batch sets them all.
     unused = jnp.zeros(config.codes, jnp.float32)
-    sums = jnp.zeros_like(params["codebook"])
+    sums = jnp.zeros_like(model["codebook"])
     return graph, ImageState(jnp.int32(0), params, optimizer.init(params), unused, sums)
 
 
-def _edges(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Differences between neighbouring pixels, `[F, H, W, 3]`, down and across."""
-    return x[:, 1:] - x[:, :-1], x[:, :, 1:] - x[:, :, :-1]
+def _steepness(x: Array) -> jax.Array:
+    """Mean absolute difference of neighbouring pixels, down and across, of each picture: `[F]`."""
+    down, across = (jnp.abs(jnp.diff(x, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2))
+    return down + across
+
+
+def _naming_loss(logits: jax.Array, names: Array) -> jax.Array:
+    """Cross-entropy of names int `[F, grid, grid]`; the patches with a shape weigh half in all."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(names))
+    shaped = (names > 0).astype(jnp.float32)
+    weights = shaped / jnp.maximum(shaped.sum(), 1) + (1 - shaped) / jnp.maximum(
+        (1 - shaped).sum(), 1
+    )
+    return (losses * weights).sum() / 2
 
 
 def image_loss(
-    graph: nnx.GraphDef, params: Any, pixels: jax.Array, wanted: jax.Array, free: jax.Array
+    graph: nnx.GraphDef, params: Any, pictures: Pictures, free: jax.Array
 ) -> tuple[jax.Array, tuple]:
-    """Absolute error of pixels and of edges, squared error, and commitment.
+    """Absolute error of pixels and of edges, squared error, commitment, and naming.
 
-    The pictures `pixels` are to be made into `wanted`, both `[F, R, R, 3]` in [-1, 1]. The
-    latents of pictures that are `free` (bool `[F]`) go to the decoder as they are: at first
-    encoder and decoder learn faster without the codebook between them.
-    Returns the loss and (reconstruction error, latents `[n, code_dim]`, codes `[n]`).
+    The latents of pictures that are `free` (bool `[F]`) go to the decoder as they are: at first
+    encoder and decoder learn faster without the codebook between them. A linear reader names the
+    shape at each patch from its quantized latent, so that the codes of a small star and of a small
+    circle differ though their pixels hardly do (a tokenizer that also learns what is to be
+    understood: Wu et al. 2024, VILA-U).
+    Returns the loss and (metrics, latents `[n, code_dim]`, codes `[n]`).
     """
-    model = nnx.merge(graph, params)
-    latents = model.latents(pixels)
+    model = nnx.merge(graph, params["model"])
+    latents = model.latents(pictures.pixels)
     codes = model.nearest(latents)
     quantized = model.codebook[...][codes]
     commitment = jnp.mean(jnp.square(latents - jax.lax.stop_gradient(quantized)))
     straight_through = latents + jax.lax.stop_gradient(
         jnp.where(free[:, None, None, None], 0.0, quantized - latents)
     )
-    made = model.decode_latents(straight_through)
-    error = jnp.abs(made - wanted).mean()
-    edges = sum(jnp.abs(a - b).mean() for a, b in zip(_edges(made), _edges(wanted), strict=True))
-    squared = jnp.square(made - wanted).mean()
+    wrong = model.decode_latents(straight_through) - pictures.wanted
+    error, edges = jnp.abs(wrong).mean(), _steepness(wrong)
+    outlines = edges / (_steepness(pictures.wanted) + FEWEST_EDGES)
+    naming = _naming_loss(straight_through @ params["reader"], pictures.names)
+    loss = error + SQUARED * jnp.square(wrong).mean() + COMMITMENT * commitment
+    loss += EDGES * edges.mean() + OUTLINES * outlines.mean() + NAMING * naming
     flat = latents.reshape(-1, latents.shape[-1])
-    loss = error + edges + SQUARED * squared + COMMITMENT * commitment
-    return loss, (error, flat, codes.reshape(-1))
+    return loss, ({"error": error, "naming": naming}, flat, codes.reshape(-1))
 
 
 def move_codebook(
@@ -89,7 +126,7 @@ def move_codebook(
     counts = DECAY * state.counts + (1 - DECAY) * hits
     sums = DECAY * state.sums + (1 - DECAY) * sums
     dead = counts < DEAD
-    distance = jnp.square(latents - state.params["codebook"][codes]).sum(-1)
+    distance = jnp.square(latents - state.params["model"]["codebook"][codes]).sum(-1)
     worst = jax.random.choice(key, latents.shape[0], (size,), p=distance / distance.sum())
     fresh = latents[worst]
     counts = jnp.where(dead, 1.0, counts)
@@ -103,24 +140,24 @@ def image_step(
     seed: int,
     free_steps: int,
     state: ImageState,
-    batch: tuple[jax.Array, jax.Array],
+    batch: Pictures,
 ) -> tuple[ImageState, dict[str, jax.Array]]:
     """One update from a batch of pictures and what they should become; the next state and metrics.
 
     The share of pictures that bypass the codebook falls from one to none over `free_steps`.
     """
     key, key_free = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-    bound = jax.random.uniform(key_free, batch[0].shape[:1])
+    bound = jax.random.uniform(key_free, batch.pixels.shape[:1])
     free = bound * free_steps > state.step
     loss_of = jax.value_and_grad(
-        lambda params: image_loss(graph, params, *batch, free), has_aux=True
+        lambda params: image_loss(graph, params, batch, free), has_aux=True
     )
-    (loss, (error, latents, codes)), gradients = loss_of(state.params)
+    (loss, (metrics, latents, codes)), gradients = loss_of(state.params)
     updates, moments = optimizer.update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
     counts, sums, codebook = move_codebook(state, latents, codes, key)
     used = (jax.ops.segment_max(jnp.ones_like(codes), codes, counts.shape[0]) > 0).mean()
     norm = optax.tree.norm(gradients)
-    metrics = {"loss": loss, "error": error, "codes_used": used, "gradient_norm": norm}
-    params = {**params, "codebook": codebook}
+    metrics |= {"loss": loss, "codes_used": used, "gradient_norm": norm}
+    params["model"]["codebook"] = codebook
     return ImageState(state.step + 1, params, moments, counts, sums), metrics

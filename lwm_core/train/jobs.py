@@ -19,7 +19,7 @@ from lwm_core.errors import ConfigError
 from lwm_core.needle import read_haystack
 from lwm_core.tokenizer import Tokenizer, train_tokenizer
 from lwm_core.tokens import SYSTEM, FrameLayout
-from lwm_core.train.image import image_step, initial_state
+from lwm_core.train.image import Pictures, image_step, initial_state
 from lwm_core.train.language import LanguageState, fresh_params, language_step
 from lwm_core.train.optimizer import make_optimizer
 from lwm_core.train.recipe import ImageRecipe, LanguageRecipe
@@ -27,6 +27,8 @@ from lwm_core.types import Batch
 
 FRAMES_OF_A_SCENE = 2
 """So many pictures are taken from each scene that an image tokenizer learns from."""
+SEEN = 0.7
+"""Share of the scenes to see among them: these have small shapes at any place."""
 ENCODE_BATCH = 16
 """Frames per compiled call of the image tokenizer."""
 
@@ -70,26 +72,25 @@ class ImageJob:
     def initial_state(self) -> Any:
         return self._start
 
-    def batch(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures and the same made plain, each float32 `[batch, size, size, 3]` in [-1, 1]."""
+    def batch(self, index: int) -> Pictures:
         rng = np.random.default_rng((self.recipe.seed, index))
-        pictures: list[np.ndarray] = []
-        wanted: list[np.ndarray] = []
-        while len(pictures) < self.recipe.batch:
+        size, grid = self.recipe.model.resolution, self.recipe.model.grid
+        parts: list[tuple[np.ndarray, ...]] = []
+        while len(parts) < self.recipe.batch:
             frames = int(rng.integers(1, 9))
-            purpose: world.Purpose = "see" if rng.random() < 0.5 else "make"
+            purpose: world.Purpose = "see" if rng.random() < SEEN else "make"
             scene = world.sample_scene(rng, frames=frames, purpose=purpose)
+            clips = scene.render(size), scene.plain().render(size), scene.shapes_at(grid)
             chosen = rng.permutation(frames)[:FRAMES_OF_A_SCENE]
-            pictures.extend(scene.render(self.recipe.model.resolution)[chosen])
-            wanted.extend(scene.plain().render(self.recipe.model.resolution)[chosen])
-        count = self.recipe.batch
-        return vqgan.to_unit(np.stack(pictures[:count])), vqgan.to_unit(np.stack(wanted[:count]))
+            parts += zip(*(clip[chosen] for clip in clips), strict=True)
+        pixels, wanted, names = map(np.stack, zip(*parts[: self.recipe.batch], strict=True))
+        return Pictures(vqgan.to_unit(pixels), vqgan.to_unit(wanted), names)
 
-    def size(self, batch: tuple[np.ndarray, np.ndarray]) -> tuple[str, int]:
-        return "pictures", len(batch[0])
+    def size(self, batch: Pictures) -> tuple[str, int]:
+        return "pictures", len(batch.pixels)
 
     def export(self, state: Any, directory: Path) -> None:
-        model = nnx.merge(self._graph, state.params)
+        model = nnx.merge(self._graph, state.params["model"])
         with checkpoint.new_directory(directory, force=True) as folder:
             checkpoint.write_vqgan(folder / checkpoint.VQGAN, model)
 
@@ -105,7 +106,7 @@ class LanguageJob:
             for passage in read_haystack(Path(path) if path else None)
         )
         source = Path(recipe.start_from) if recipe.start_from else None
-        seen = source or (Path(recipe.image_tokenizer) if recipe.image_tokenizer else None)
+        seen = Path(recipe.image_tokenizer) if recipe.image_tokenizer else source
         self.image = checkpoint.read_vqgan(seen) if seen else None
         if recipe.image_tokenizer and self.image is None:
             raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
@@ -118,6 +119,8 @@ class LanguageJob:
         self.config = (
             checkpoint.read_config(source) if source else self._config(self._tokenizer.vocab_size)
         )
+        if self.image and source:
+            _check_fit(self.image, self.config, f"{recipe.image_tokenizer} does not fit {source}")
         self._source = source
         self._optimizer = make_optimizer(recipe.optimizer, recipe.steps)
         self._lessons = Lessons(
@@ -135,11 +138,11 @@ class LanguageJob:
         assert size is not None  # the recipe has checked it
         vision: dict[str, int] = {}
         if self.image:
-            codes, grid = self.image.config.codes, self.image.config.grid
+            codes, frame_codes = _vision(self.image)
             vision = {
                 "vision_vocab": codes + 2,
                 "vision_codes": codes,
-                "frame_codes": grid * grid,
+                "frame_codes": frame_codes,
             }
         return ModelConfig(
             text_vocab=text_vocab,
@@ -187,6 +190,21 @@ class LanguageJob:
             image=self.image,
             defaults=self.recipe.defaults,
             force=True,
+        )
+
+
+def _vision(image: vqgan.VQGAN) -> tuple[int, int]:
+    """How many codes there are, and how many of them make a picture."""
+    return image.config.codes, image.config.grid**2
+
+
+def _check_fit(image: vqgan.VQGAN, config: ModelConfig, misfit: str) -> None:
+    if not config.vision_vocab:
+        raise ConfigError(f"image_tokenizer: {misfit}, which has no ids for pictures")
+    if _vision(image) != (config.vision_codes, config.frame_codes):
+        raise ConfigError(
+            f"image_tokenizer: {misfit}, whose pictures are {config.frame_codes} of "
+            f"{config.vision_codes} codes"
         )
 
 

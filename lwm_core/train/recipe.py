@@ -117,9 +117,10 @@ class TransformerSize:
 class LanguageRecipe:
     """Training of a transformer, from fresh weights (`model`) or from a model (`start_from`).
 
-    `image_tokenizer` is a directory with a `vqgan/` (without it the model reads text only) and
-    `tokenizer` the size of a vocabulary to train. `prose` are text files; without any it is the
-    package's own novel. `defaults` are habits of sampling that the model directory will carry.
+    `image_tokenizer` is a directory with a `vqgan/`, by default that of `start_from` (without one
+    the model reads text only). `tokenizer` is the size of a vocabulary to train, where the model
+    is fresh. `prose` are text files; without any it is the package's own novel. `defaults` are
+    habits of sampling that the model directory will carry.
     """
 
     stages: tuple[Stage, ...]

@@ -15,6 +15,7 @@ from lwm_core.world.scenes import Purpose, Scene, finish, noise_seed
 from lwm_core.world.words import Exchange, dressed, pick, sentence, typed
 
 PACE = 0.1  # of the whole course, from frame to frame, in scenes to make
+VIEWS = 6  # of each landscape, in scenes to make: a small model learns few of them well
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class LandscapeScene(Scene):
         canvas = Canvas(self.frames, size)
         PAINTERS[self.name](canvas, self.moments, np.random.default_rng(self.seed), self.look)
         return finish(canvas, self.noise_seed)
+
+    def shapes_at(self, grid: int) -> np.ndarray:
+        """There are no shapes to name."""
+        return np.zeros((self.frames, grid, grid), np.int32)
 
     def caption(self) -> str:
         """`fireworks over a city`."""
@@ -66,13 +71,14 @@ def sample_landscape(
     """A random view of a landscape, by default of any of the six."""
     name = name or pick(rng, tuple(PAINTERS))
     colour, way = pick(rng, SHAPE_COLOURS), pick(rng, ("left", "right"))
+    to_make = purpose == "make"
     return LandscapeScene(
         frames,
         name,
         _moments(rng, frames, purpose),
-        Look(canonical(colour, rng), 1.0 if way == "right" else -1.0),
+        Look(plain(colour) if to_make else canonical(colour, rng), 1.0 if way == "right" else -1.0),
         {"colour": colour, "way": way},
-        int(rng.integers(2**31)),
+        int(rng.integers(VIEWS if to_make else 2**31)),
         noise_seed=noise_seed(rng, purpose),
     )
 
@@ -80,7 +86,7 @@ def sample_landscape(
 def _moments(rng: np.random.Generator, frames: int, purpose: Purpose) -> np.ndarray:
     """When the frames are: scenes to make begin early and go on at one pace."""
     if purpose == "make":
-        start = rng.uniform(0, 0.15)
+        start = PACE * rng.integers(2)
         return start + np.linspace(0, min(PACE * (frames - 1), 1 - start), frames)
     if frames == 1:
         return rng.uniform(0, 1, 1)

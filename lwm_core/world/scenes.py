@@ -38,6 +38,13 @@ class Scene(ABC):
         """Frames as uint8 `[frames, size, size, 3]`."""
 
     @abstractmethod
+    def shapes_at(self, grid: int) -> np.ndarray:
+        """The shape at each of `grid * grid` patches: int32 `[frames, grid, grid]`.
+
+        0 is none, or a landscape; 1 is the first of SHAPES.
+        """
+
+    @abstractmethod
     def caption(self) -> str:
         """The canonical description."""
 

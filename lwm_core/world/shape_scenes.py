@@ -14,17 +14,23 @@ from lwm_core.world.scenes import Purpose, Scene, finish, noise_seed
 from lwm_core.world.shapes import SHAPES, coverage
 
 LEAST_CONTRAST = 0.25  # between a shape and its ground, in RGB of 0..1
+NAMED = 0.06  # a patch is named after a shape that covers more of it
 LARGEST = 0.5  # diameter of a lone shape
 LARGEST_OF_TWO = 0.375
 SMALLEST = 0.1
-GRID = 1 / 16
-"""Where shapes to make stand, in parts of the side, and how far they go in a frame.
+PATCH = 1 / 8
+"""Where shapes to make begin, and of what they are multiples, in parts of the side.
 
-It is half a patch of the embedded model's image tokenizer: few different codes are to be learned,
-and a frame has the codes of the one two before, one place further. In clips of more than
-`LONG` frames they go half as far.
+It is a patch of the embedded model's image tokenizer: few different codes are to be learned.
+"""
+STEP = PATCH / 2
+"""How far they go in a frame, and half as far in clips of more than `LONG` frames.
+
+So a frame has the codes of the one two (or four) before, one place further.
 """
 LONG = 9
+MOVING = {"see": 0.66, "make": 0.9}
+"""Share of those that move among the shapes that move, grow or shrink."""
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -38,6 +44,12 @@ class Actor:
     diameter: np.ndarray
     angle: float  # radians
     variant: float  # 0..1, see shapes.py
+
+    def coverage(self, canvas: Canvas) -> np.ndarray:
+        """How much of each pixel it covers: `[F, S, S]`."""
+        return coverage(
+            canvas, self.thing.shape, self.centre, self.diameter, self.angle, self.variant
+        )
 
 
 @dataclass(frozen=True)
@@ -57,11 +69,21 @@ class ShapeScene(Scene):
         """Frames as uint8 `[frames, size, size, 3]`, with the noise that belongs to the scene."""
         canvas = Canvas(self.frames, size, self.ground_colour)
         for actor in self.actors:
-            covered = coverage(
-                canvas, actor.thing.shape, actor.centre, actor.diameter, actor.angle, actor.variant
-            )
-            canvas.paint(covered, actor.colour)
+            canvas.paint(actor.coverage(canvas), actor.colour)
         return finish(canvas, self.noise_seed)
+
+    def shapes_at(self, grid: int) -> np.ndarray:
+        """The shape at each of `grid * grid` patches: int32 `[frames, grid, grid]`.
+
+        It is the last painted of those that cover some of the patch.
+        """
+        fine = 8  # points of a patch's side that are looked at
+        canvas = Canvas(self.frames, fine * grid)
+        names = np.zeros((self.frames, grid, grid), np.int32)
+        for actor in self.actors:
+            covered = actor.coverage(canvas).reshape(self.frames, grid, fine, grid, fine)
+            names[covered.mean((2, 4)) > NAMED] = 1 + SHAPES.index(actor.thing.shape)
+        return names
 
     @property
     def story(self) -> words.Story:
@@ -85,7 +107,8 @@ def sample_shapes(rng: np.random.Generator, *, frames: int, purpose: Purpose) ->
     """A random scene of one or two shapes."""
     count = 2 if rng.random() < (0.25 if purpose == "see" else 0.05) else 1
     ground, ground_colour = _ground(rng, purpose)
-    things = _things(rng, count, ground, still=0.5 if purpose == "make" and frames == 1 else 0.1)
+    still = 0.5 if purpose == "make" and frames == 1 else 0.14
+    things = _things(rng, count, ground, still, MOVING[purpose])
     paths = _paths(rng, things, frames, purpose)
     actors = []
     for thing, (centre, diameter) in zip(things, paths, strict=True):
@@ -132,16 +155,16 @@ def _visible_colour(
 
 
 def _things(
-    rng: np.random.Generator, count: int, ground: str, *, still: float
+    rng: np.random.Generator, count: int, ground: str, still: float, moving: float
 ) -> list[words.Thing]:
     """Shapes that differ from the ground in colour and from each other in colour or shape.
 
-    Wishes for pictures are mostly of things that stand `still` (the share of them).
+    `still` is the share of those that stand still, `moving` of those that move among the others.
     """
     colours = [name for name in SHAPE_COLOURS if name != ground]
-    motions = (*words.DIRECTIONS * 2, "grow", "shrink")
     things: list[words.Thing] = []
     while len(things) < count:
+        motions = words.DIRECTIONS if rng.random() < moving else ("grow", "shrink")
         motion = "still" if rng.random() < still else words.pick(rng, motions)
         thing = words.Thing(words.pick(rng, colours), words.pick(rng, SHAPES), motion)
         if all(thing.name != other.name for other in things):
@@ -199,24 +222,22 @@ def _path(rng: np.random.Generator, motion: str, frames: int, largest: float) ->
 
 
 def _steady_path(rng: np.random.Generator, motion: str, frames: int, largest: float) -> Path:
-    """The way of a shape to make: on the grid, as far in every frame as in the one before.
+    """The way of a shape to make: from patch to patch, as far in every frame as in the one before.
 
     A picture may begin a clip, so there is room for one.
     """
     planned = frames if frames > 1 else int(rng.integers(8, 17))
-    step = GRID if planned <= LONG else GRID / 2
+    step = STEP if planned <= LONG else STEP / 2
     steps = np.arange(planned)
+    diameter = np.full(planned, PATCH * rng.integers(3, int(largest / PATCH) + 1))
     if motion in ("grow", "shrink"):
-        small = GRID * rng.integers(3, 5)
-        diameter = np.minimum(small + GRID / 2 * steps, largest)
+        diameter = np.minimum(1.5 * PATCH + step / 2 * steps, largest)
         diameter = diameter if motion == "grow" else diameter[::-1]
-    else:
-        diameter = np.full(planned, GRID * rng.integers(4, int(largest / GRID) + 1))
-    room = (1 - diameter.max()) // GRID * GRID
+    room = (1 - diameter.max()) // PATCH * PATCH
     travel = np.zeros(2)
     if motion in WAYS:
         travel = np.array(WAYS[motion]) * min(room, step * (planned - 1))
-    start = np.round(_start(rng, travel, room, margin=0.2) / GRID) * GRID
+    start = np.round(_start(rng, travel, room, margin=0.2) / PATCH) * PATCH
     moved = np.clip(steps[:, None] * step * np.sign(travel), -abs(travel), abs(travel))
     return (diameter.max() / 2 + start + moved)[:frames], diameter[:frames]
 

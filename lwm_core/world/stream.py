@@ -17,7 +17,7 @@ from lwm_core.world.scenes import Purpose, Scene
 from lwm_core.world.shape_scenes import sample_shapes
 from lwm_core.world.words import Exchange
 
-LANDSCAPE_SHARE = 0.2
+LANDSCAPES = {"see": 0.15, "make": 0.35}  # their share of the scenes
 MIX = {"see": 0.4, "make": 0.3, "dialogue": 0.08, "repeat": 0.02, "retrieval": 0.2}
 MOST_NEEDLES = 3
 
@@ -38,7 +38,7 @@ class Example:
 
 def sample_scene(rng: np.random.Generator, *, frames: int, purpose: Purpose) -> Scene:
     """A random scene: mostly shapes, sometimes one of the landscapes."""
-    sample = sample_landscape if rng.random() < LANDSCAPE_SHARE else sample_shapes
+    sample = sample_landscape if rng.random() < LANDSCAPES[purpose] else sample_shapes
     return sample(rng, frames=frames, purpose=purpose)
 
 

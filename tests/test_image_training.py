@@ -1,0 +1,86 @@
+"""What an image tokenizer is trained by: its loss, written out in NumPy, and what comes of it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lwm_core import vqgan
+from lwm_core.config import VQConfig
+from lwm_core.train import image
+from lwm_core.train.image import Pictures, image_loss, image_step, initial_state
+from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
+
+SMALL = VQConfig(
+    resolution=16, base_channels=8, channel_mult=(1, 2), res_blocks=1, latent_channels=4,
+    codes=16, code_dim=4, groups=1,
+)  # fmt: skip
+
+
+def pictures(count: int) -> Pictures:
+    """White squares (name 2) on black in the left half of a picture of 16 x 16, or in its right."""
+    pixels = np.full((count, 16, 16, 3), -1, np.float32)
+    names = np.zeros((count, 8, 8), np.int32)
+    for index in range(count):
+        left = 2 + 8 * (index % 2)
+        pixels[index, 4:8, left : left + 4] = 1
+        names[index, 2:4, left // 2 : left // 2 + 2] = 2
+    return Pictures(pixels, pixels, names)
+
+
+def cross_entropy(logits: np.ndarray, names: np.ndarray) -> np.ndarray:
+    chosen = np.take_along_axis(logits, names[..., None], -1)[..., 0]
+    return np.log(np.exp(logits).sum(-1)) - chosen
+
+
+def test_loss_is_its_five_terms() -> None:
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    graph, state = initial_state(SMALL, optimizer, seed=3)
+    batch = pictures(3)._replace(wanted=np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)))
+    free = jnp.zeros(3, bool)
+    loss, (metrics, latents, codes) = image_loss(graph, state.params, batch, free)
+
+    model = nnx.merge(graph, state.params["model"])
+    np.testing.assert_array_equal(codes, np.ravel(vqgan.encode(model, batch.pixels)))
+    quantized = np.asarray(model.codebook[...])[codes]
+    wrong = np.asarray(model.decode_latents(quantized.reshape(3, 8, 8, 4))) - batch.wanted
+    steep = [
+        sum(abs(np.diff(x, axis=axis)).mean((1, 2, 3)) for axis in (1, 2))
+        for x in (wrong, batch.wanted)
+    ]
+    entropy = cross_entropy(quantized @ np.asarray(state.params["reader"]), batch.names.ravel())
+    shaped = batch.names.ravel() > 0
+    naming = (entropy[shaped].mean() + entropy[~shaped].mean()) / 2
+    expected = (
+        abs(wrong).mean()
+        + image.SQUARED * (wrong**2).mean()
+        + image.COMMITMENT * ((np.asarray(latents) - quantized) ** 2).mean()
+        + image.EDGES * steep[0].mean()
+        + image.OUTLINES * (steep[0] / (steep[1] + image.FEWEST_EDGES)).mean()
+        + image.NAMING * naming
+    )
+    assert float(metrics["error"]) == pytest.approx(abs(wrong).mean(), rel=1e-4)
+    assert float(metrics["naming"]) == pytest.approx(naming, rel=1e-4)
+    assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_codes_come_to_name_shapes() -> None:
+    """A linear reader of the codes alone ends up knowing where the square is."""
+    optimizer = make_optimizer(OptimizerConfig(rate=3e-3, end_rate=3e-3, warmup=5), 80)
+    graph, state = initial_state(SMALL, optimizer, seed=3)
+    step = jax.jit(lambda state, batch: image_step(graph, optimizer, 0, 20, state, batch))
+    batch = pictures(4)
+    first = None
+    for _ in range(80):
+        state, metrics = step(state, batch)
+        first = first or float(metrics["error"])
+    assert float(metrics["error"]) < 0.5 * first
+    model = nnx.merge(graph, state.params["model"])
+    codes = np.asarray(vqgan.encode(model, batch.pixels))
+    read = np.asarray(model.codebook[...])[codes] @ np.asarray(state.params["reader"])
+    right = read.argmax(-1) == batch.names.reshape(4, 64)
+    assert right.mean() > 0.95
+    assert right[batch.names.reshape(4, 64) > 0].mean() > 0.9
