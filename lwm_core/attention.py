@@ -208,7 +208,7 @@ def _attend_blocks(
             scores = _times(q_block, k_block, _ABT) * q.shape[-1] ** -0.5
             scores = jnp.where(mask, scores, MASKED)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
-            weights = jnp.where(mask, jnp.exp(scores - new_top), 0.0)
+            weights = jnp.exp(scores - new_top)
             shrink = jnp.exp(top - new_top)
             out = out * shrink + _times(weights.astype(v.dtype), v_block, _AB)
             return out, new_top, total * shrink + weights.sum(-1, keepdims=True)
@@ -220,7 +220,7 @@ def _attend_blocks(
         rows = (q_block.shape[0], 1)
         start = (
             jnp.zeros(q_block.shape, jnp.float32),
-            jnp.full(rows, MASKED, jnp.float32),
+            jnp.full(rows, MASKED / 2, jnp.float32),  # so that what is masked weighs nothing
             jnp.zeros(rows, jnp.float32),
         )
         (out, top, total), _ = lax.scan(step, start, (reach, k, v, k_marks))

@@ -24,8 +24,8 @@ from lwm_core.types import KVCache, Progress, Tokens
 
 Modality = Literal["text", "vision"]
 
-PREFILL_CHUNK = 512
-"""Prompt tokens per compiled call."""
+PREFILL_CHUNKS = (2048, 1024, 512)
+"""Prompt tokens per compiled call: the most that pad a prompt by no more than a quarter."""
 DECODE_CHUNK = 32
 """New tokens per compiled call, at most: between calls they are shown."""
 SMALLEST_CACHE = 256
@@ -205,7 +205,8 @@ def _read(
 ) -> tuple[KVCache, jax.Array]:
     """Prefill the prompts in chunks; returns the cache and the logits behind them."""
     longest = max(map(len, prompts))
-    chunk = min(PREFILL_CHUNK, 1 << (longest - 1).bit_length())
+    fitting = (size for size in PREFILL_CHUNKS if -longest % size <= longest // 4)
+    chunk = min(next(fitting, PREFILL_CHUNKS[-1]), 1 << (longest - 1).bit_length())
     length = -(-longest // chunk) * chunk
     padded = pad_left(prompts, length)
     slots = cache_slots(length + max_tokens)

@@ -17,7 +17,7 @@ from lwm_core.types import Frame, Progress
 
 __all__ = ["Message", "complete", "draw", "encode_media", "film", "reply"]
 
-ENCODE_BATCH = 8
+BATCH = 8
 """Frames per compiled call of the image tokenizer."""
 
 OnProgress = Callable[[Progress], None]
@@ -27,22 +27,13 @@ def encode_media(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
     """Frames of any size, uint8 `[F, H, W, 3]`, to codes, int32 `[F, frame_codes]`."""
     image = _image_tokenizer(model)
     pixels = vqgan.to_unit(prepare(frames, image.config.resolution))
-    batches = [_padded(pixels[i : i + ENCODE_BATCH]) for i in range(0, len(pixels), ENCODE_BATCH)]
-    return np.concatenate([vqgan.encode(image, batch) for batch in batches])[: len(pixels)]
+    return vqgan.in_batches(lambda part: vqgan.encode(image, part), pixels, BATCH)
 
 
 def decode_frames(model: LoadedModel, codes: np.ndarray) -> np.ndarray:
     """Codes, int32 `[F, frame_codes]`, to pixels, uint8 `[F, resolution, resolution, 3]`."""
     image = _image_tokenizer(model)
-    batches = [_padded(codes[i : i + ENCODE_BATCH]) for i in range(0, len(codes), ENCODE_BATCH)]
-    return np.concatenate([vqgan.to_bytes(vqgan.decode(image, b)) for b in batches])[: len(codes)]
-
-
-def _padded(rows: np.ndarray) -> np.ndarray:
-    """A single row as it is, several as a full batch, so that two programs serve all counts."""
-    if len(rows) == 1:
-        return rows
-    return np.concatenate([rows, np.repeat(rows[-1:], ENCODE_BATCH - len(rows), axis=0)])
+    return vqgan.in_batches(lambda part: vqgan.to_bytes(vqgan.decode(image, part)), codes, BATCH)
 
 
 def _image_tokenizer(model: LoadedModel) -> vqgan.VQGAN:

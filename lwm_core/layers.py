@@ -9,6 +9,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from lwm_core.types import Array
 
+FEWEST_ROWS = 4
+"""For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first."""
+
 
 @jax.custom_vjp
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -17,7 +20,12 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     The operands are in the dtype of `x`, forward and backward; sums and the weight's gradient are
     float32.
     """
-    return _contract(x, weight.astype(x.dtype), (x.ndim - 1,), (1,))
+    rows, weight = x.reshape(-1, x.shape[-1]), weight.astype(x.dtype)
+    count = len(rows)
+    if jax.default_backend() == "cpu" and x.dtype == jnp.bfloat16 and count < FEWEST_ROWS:
+        rows = jnp.pad(rows, ((0, FEWEST_ROWS - count), (0, 0)))
+    out = _contract(rows, weight, (1,), (1,))[:count]
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def _contract(
@@ -55,6 +63,28 @@ def _weight_gradient(cotangent: jax.Array, x: jax.Array) -> jax.Array:
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+@jax.custom_vjp
+def lookup(table: jax.Array, ids: Array) -> jax.Array:
+    """Rows of a table `[n, D]` by their numbers `[...]`: `[..., D]`."""
+    if jax.default_backend() == "cpu" and table.dtype == jnp.bfloat16:
+        # XLA's CPU backend makes a whole table of bfloat16 float32 first, but not one of integers.
+        bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
+        return jax.lax.bitcast_convert_type(bits[ids], jnp.bfloat16)
+    return table[ids]
+
+
+def _lookup_forward(table: jax.Array, ids: Array) -> tuple:
+    return lookup(table, ids), (table, ids)
+
+
+def _lookup_backward(saved: tuple, cotangent: jax.Array) -> tuple:
+    table, ids = saved
+    return jnp.zeros_like(table).at[ids].add(cotangent), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -104,7 +134,13 @@ def rope_tables(positions: Array, head_dim: int, theta: float) -> tuple[jax.Arra
     high = frequencies.astype(np.float32)
     low = (frequencies - high).astype(np.float32)
     angles = _exact_product(jnp.asarray(positions, jnp.float32)[..., None], high, low)
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    if jax.default_backend() != "cpu":
+        return cos, sin
+    # XLA's CPU backend would compute them anew for every head of every layer; what comes out of a
+    # product it keeps.
+    kept = jnp.concatenate([cos, sin], axis=-1) @ jnp.eye(head_dim, dtype=jnp.float32)
+    return kept[..., : head_dim // 2], kept[..., head_dim // 2 :]
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -119,5 +155,6 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-    """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)`."""
-    return linear(jax.nn.silu(linear(x, gate)) * linear(x, up), down)
+    """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)`, gated in float32."""
+    inner = jax.nn.silu(product(x, gate)) * product(x, up)
+    return linear(inner.astype(x.dtype), down)

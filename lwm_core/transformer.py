@@ -19,7 +19,7 @@ import numpy as np
 
 from lwm_core.attention import Places, attend
 from lwm_core.config import ModelConfig
-from lwm_core.layers import linear, product, rms_norm, rope_tables, rotate, swiglu
+from lwm_core.layers import linear, lookup, product, rms_norm, rope_tables, rotate, swiglu
 from lwm_core.types import KVCache, Tokens
 
 Params = dict[str, Any]
@@ -162,7 +162,7 @@ def hidden_states(
     attention: str = "auto",
 ) -> tuple[jax.Array, Any]:
     """Output of the last norm, `[B, T, D]` in `dtype`, and the cache with the new keys in it."""
-    x = params["embed"][tokens.ids].astype(dtype)
+    x = lookup(params["embed"], tokens.ids).astype(dtype)
     rope = rope_tables(tokens.positions, config.head_dim, config.rope_theta)
     places = Places(tokens.positions, tokens.segments)
     block: Callable = partial(_block, config, rope, places, attention)

@@ -207,6 +207,18 @@ def _named(state: nnx.State) -> list[tuple[str, nnx.Param]]:
     return [(".".join(map(str, path)), leaf) for path, leaf in nnx.to_flat_state(state)]
 
 
+def in_batches(work: Callable[[np.ndarray], Array], rows: np.ndarray, size: int) -> np.ndarray:
+    """What `work` makes of `rows`, `size` at a time; the last batch is filled up.
+
+    A single row goes alone, so that two compiled programs serve all counts.
+    """
+    if len(rows) == 1:
+        return np.asarray(work(rows))
+    filled = np.pad(rows, ((0, -len(rows) % size), *[(0, 0)] * (rows.ndim - 1)), mode="edge")
+    parts = [work(filled[i : i + size]) for i in range(0, len(filled), size)]
+    return np.concatenate(parts)[: len(rows)]
+
+
 def to_unit(pixels: np.ndarray) -> np.ndarray:
     """uint8 pixels to float32 in [-1, 1]."""
     return pixels.astype(np.float32) / 127.5 - 1.0

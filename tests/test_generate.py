@@ -219,7 +219,7 @@ def test_codes_only_draws_no_markers_inside_a_frame(tiny: LoadedModel) -> None:
 def test_read_in_chunks(chunk: int, tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = [list(range(3, 80)), [5, 6, 7]]
     whole = generate(tiny, prompts, max_tokens=20, stops=False)
-    monkeypatch.setattr(decode, "PREFILL_CHUNK", chunk)
+    monkeypatch.setattr(decode, "PREFILL_CHUNKS", (chunk,))
     assert np.array_equal(whole, generate(tiny, prompts, max_tokens=20, stops=False))
 
 

@@ -160,10 +160,7 @@ class LanguageJob:
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         assert self._codes is not None  # there are no frames without an image tokenizer
-        full = -(-len(frames) // ENCODE_BATCH) * ENCODE_BATCH
-        pixels = vqgan.to_unit(np.resize(frames, (full, *frames.shape[1:])))
-        parts = pixels.reshape(-1, ENCODE_BATCH, *pixels.shape[1:])
-        return np.concatenate([self._codes(part) for part in parts])[: len(frames)]
+        return vqgan.in_batches(self._codes, vqgan.to_unit(frames), ENCODE_BATCH)
 
     def initial_state(self) -> LanguageState:
         if self._source:
