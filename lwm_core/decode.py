@@ -25,7 +25,7 @@ from lwm_core.types import KVCache, Progress, Tokens
 Modality = Literal["text", "vision"]
 
 PREFILL_CHUNKS = (2048, 1024, 512)
-"""Prompt tokens per compiled call: the most that pad a prompt by no more than a quarter."""
+"""Prompt tokens per compiled call: the most that pad by a quarter, or no more than the least do."""
 DECODE_CHUNK = 32
 """New tokens per compiled call, at most: between calls they are shown."""
 SMALLEST_CACHE = 256
@@ -130,6 +130,13 @@ def _decode(
     return state, ids
 
 
+def chunk_for(tokens: int) -> int:
+    """How many of so many prompt tokens are read in one call."""
+    room = max(tokens // 4, -tokens % PREFILL_CHUNKS[-1])
+    fitting = next(size for size in PREFILL_CHUNKS if -tokens % size <= room)
+    return min(fitting, 1 << (tokens - 1).bit_length())
+
+
 def cache_slots(tokens: int) -> int:
     """The smallest bucket (a power of two, or one and a half) that holds so many tokens."""
     size = SMALLEST_CACHE
@@ -205,8 +212,7 @@ def _read(
 ) -> tuple[KVCache, jax.Array]:
     """Prefill the prompts in chunks; returns the cache and the logits behind them."""
     longest = max(map(len, prompts))
-    fitting = (size for size in PREFILL_CHUNKS if -longest % size <= longest // 4)
-    chunk = min(next(fitting, PREFILL_CHUNKS[-1]), 1 << (longest - 1).bit_length())
+    chunk = chunk_for(longest)
     length = -(-longest // chunk) * chunk
     padded = pad_left(prompts, length)
     slots = cache_slots(length + max_tokens)

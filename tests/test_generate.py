@@ -223,6 +223,16 @@ def test_read_in_chunks(chunk: int, tiny: LoadedModel, monkeypatch: pytest.Monke
     assert np.array_equal(whole, generate(tiny, prompts, max_tokens=20, stops=False))
 
 
+@pytest.mark.parametrize(
+    ("tokens", "chunk"),
+    [(1, 1), (5, 8), (300, 512), (600, 1024), (1025, 512), (1600, 2048), (2048, 2048), (2049, 512),
+     (5000, 1024), (7000, 2048)],
+)  # fmt: skip
+def test_long_prompts_are_read_in_large_chunks(tokens: int, chunk: int) -> None:
+    """The largest that pad no more than a quarter, or no more than chunks of 512 do."""
+    assert decode.chunk_for(tokens) == chunk
+
+
 def test_rows_do_not_disturb_each_other(tiny: LoadedModel) -> None:
     prompts = [[1, 40, 41], [1, 300, 301, 302, 303], [1, 9]]
     options = {"max_tokens": 40, "stops": False, "sampling": Sampling(seed=3)}

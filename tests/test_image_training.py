@@ -36,22 +36,25 @@ def cross_entropy(logits: np.ndarray, names: np.ndarray) -> np.ndarray:
     return np.log(np.exp(logits).sum(-1)) - chosen
 
 
-def test_loss_is_its_five_terms() -> None:
+@pytest.mark.parametrize("free", [False, True])
+def test_loss_is_its_six_terms(free: bool) -> None:
+    """Free pictures reach decoder and reader as they are."""
     optimizer = make_optimizer(OptimizerConfig(), 10)
     graph, state = initial_state(SMALL, optimizer, seed=3)
     batch = pictures(3)._replace(wanted=np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)))
-    free = jnp.zeros(3, bool)
-    loss, (metrics, latents, codes) = image_loss(graph, state.params, batch, free)
+    bypass = jnp.full(3, free)
+    loss, (metrics, latents, codes) = image_loss(graph, state.params, batch, bypass)
 
     model = nnx.merge(graph, state.params["model"])
     np.testing.assert_array_equal(codes, np.ravel(vqgan.encode(model, batch.pixels)))
     quantized = np.asarray(model.codebook[...])[codes]
-    wrong = np.asarray(model.decode_latents(quantized.reshape(3, 8, 8, 4))) - batch.wanted
+    read = np.asarray(latents) if free else quantized
+    wrong = np.asarray(model.decode_latents(read.reshape(3, 8, 8, 4))) - batch.wanted
     steep = [
         sum(abs(np.diff(x, axis=axis)).mean((1, 2, 3)) for axis in (1, 2))
         for x in (wrong, batch.wanted)
     ]
-    entropy = cross_entropy(quantized @ np.asarray(state.params["reader"]), batch.names.ravel())
+    entropy = cross_entropy(read @ np.asarray(state.params["reader"]), batch.names.ravel())
     shaped = batch.names.ravel() > 0
     naming = (entropy[shaped].mean() + entropy[~shaped].mean()) / 2
     expected = (

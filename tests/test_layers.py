@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm_core.layers import linear, product, rms_norm, rope_tables, rotate, swiglu
+from lwm_core.layers import linear, lookup, product, rms_norm, rope_tables, rotate, swiglu
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -69,6 +69,25 @@ def test_gradients_of_a_product(dtype: jnp.dtype) -> None:
     np.testing.assert_allclose(d_x, out @ weight, rtol=2**-8, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(16,), (1, 16), (1, 3, 16), (5, 1, 16)])
+def test_product_of_few_rows(shape: tuple[int, ...]) -> None:
+    x = jnp.asarray(normal(*shape), jnp.bfloat16)
+    weight = jnp.asarray(normal(12, 16, seed=1), jnp.bfloat16)
+    expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    np.testing.assert_allclose(jax.jit(product)(x, weight), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_lookup(dtype: str) -> None:
+    """Rows as they stand in the table, and a gradient for each time that one was looked up."""
+    table, ids = jnp.asarray(normal(9, 4), dtype), np.array([[3, 8], [3, 0]])
+    rows, pull = jax.vjp(jax.jit(lookup), table, ids)
+    assert rows.dtype == dtype
+    np.testing.assert_array_equal(rows, np.asarray(table)[ids])
+    gradient, _ = pull(jnp.ones_like(rows))
+    np.testing.assert_array_equal(gradient[:, 0], [1, 0, 0, 2, 0, 0, 0, 0, 1])
+
+
 def test_rms_norm() -> None:
     x, weight = 5 * normal(3, 7, 32), normal(32, seed=1)
     precise = x.astype(np.float64)
@@ -93,6 +112,15 @@ def test_linear(dtype: str) -> None:
     expected = np.asarray(x, np.float64) @ rounded.T
     tolerance = 1e-4 if dtype == "float32" else 0.1  # one rounding of a sum of about ten
     np.testing.assert_allclose(np.asarray(y, np.float64), expected, atol=tolerance)
+
+
+def test_swiglu_of_bfloat16_rounds_once_before_its_last_product() -> None:
+    x, gate, up = (jnp.asarray(normal(64, 32, seed=i), jnp.bfloat16) for i in range(3))
+    precise = [np.asarray(part, np.float64) for part in (x, gate, up)]
+    opened, other = precise[0] @ precise[1].T, precise[0] @ precise[2].T
+    inner = opened / (1 + np.exp(-opened)) * other
+    ours = np.asarray(swiglu(x, gate, up, jnp.eye(64, dtype=jnp.bfloat16)), np.float64)
+    np.testing.assert_allclose(ours, inner, rtol=2**-8, atol=1e-3)
 
 
 def test_swiglu() -> None:

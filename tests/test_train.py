@@ -335,6 +335,8 @@ def test_goes_on_with_another_image_tokenizer(tiny_model: Path, tmp_path: Path, 
         image = vqgan.create(dataclasses.replace(config, codes=codes), seed=7)
         with checkpoint.new_directory(tmp_path / name, force=False) as folder:
             checkpoint.write_vqgan(folder / checkpoint.VQGAN, image)
+    list(train(text, output=tmp_path / "words"))
+    (tmp_path / "words/model").rename(tmp_path / "text")
     stage = {**text["stages"][0], "length": 512, "steps": 1, "mix": {"see": 1}}
     recipe = {**text, "start_from": str(tiny_model), "stages": [stage]}
     del recipe["model"]
@@ -342,6 +344,9 @@ def test_goes_on_with_another_image_tokenizer(tiny_model: Path, tmp_path: Path, 
     list(train(recipe, output=tmp_path / "run"))
     made = checkpoint.read_vqgan(tmp_path / "run/model")
     assert np.array_equal(made.codebook[...], vqgan.create(config, seed=7).codebook[...])
+    text_only = {**recipe, "start_from": str(tmp_path / "text"), "stages": text["stages"]}
+    with pytest.raises(ConfigError, match=r"same does not fit .*text, which has no ids"):
+        list(train(text_only, output=tmp_path / "other"))
     recipe["image_tokenizer"] = str(tmp_path / "more")
     with pytest.raises(ConfigError, match=r"image_tokenizer: .*more does not fit"):
         list(train(recipe, output=tmp_path / "other"))

@@ -355,6 +355,23 @@ def test_each_patch_is_named_by_the_shape_that_is_seen_there() -> None:
     assert not sample_landscape(generator(1), frames=2, purpose="see").shapes_at(8).any()
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5, 8, 9, 10, 14, 16, 18])
+def test_shapes_to_make_stay_inside(frames: int) -> None:
+    for scene in lone_shapes(60, "make", frames):
+        actor = scene.actors[0]
+        reach = actor.diameter[:, None] / 2
+        assert (actor.centre - reach).min() > -1e-6
+        assert (actor.centre + reach).max() < 1 + 1e-6
+
+
+def test_landscapes_to_make_have_few_views() -> None:
+    scenes = [
+        sample_landscape(generator(seed), frames=1, purpose="make", name="snow")
+        for seed in range(100)
+    ]
+    assert 2 <= len({scene.seed for scene in scenes}) <= 6
+
+
 def test_noise_keeps_what_is_seen() -> None:
     clip = sample_shapes(generator(5), frames=3, purpose="make").render(50)
     before = clip.copy()

@@ -1,4 +1,4 @@
-"""What training reports: one event a step, one for each checkpoint and for the end."""
+"""What training reports: an event at the start, one a step, for each checkpoint, at the end."""
 
 from __future__ import annotations
 

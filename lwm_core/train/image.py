@@ -1,4 +1,4 @@
-"""Training an image tokenizer: reconstruction, commitment, and a codebook kept by moving averages.
+"""Training an image tokenizer: reconstruction, naming, commitment, a codebook of moving averages.
 
 The codebook follows the encoder by exponential moving averages (van den Oord et al. 2017,
 appendix A.1); a code that falls out of use is set to a latent of the present batch that its own
@@ -28,7 +28,7 @@ EDGES = 0.5
 OUTLINES = 0.02
 """Weight of the error of edges in parts of a picture's own: a small star's points count as well."""
 FEWEST_EDGES = 0.002
-"""Pictures of fewer edges (mean difference of neighbouring pixels) count as if they had these."""
+"""Added to a picture's own edges (mean difference of neighbouring pixels): some have hardly any."""
 NAMING = 0.1
 """Weight of naming the shape at each patch from its code alone."""
 DECAY = 0.99
@@ -38,7 +38,8 @@ DEAD = 0.02
 class Pictures(NamedTuple):
     """A batch: pictures, what they should become, and the shape at each patch.
 
-    `pixels` and `wanted` are `[F, R, R, 3]` in [-1, 1], `names` `[F, grid, grid]` with 0 for none.
+    `pixels` and `wanted` are float32 `[F, R, R, 3]` in [-1, 1]; `names` are int32
+    `[F, grid, grid]`: 0 for none, else 1 + the shape's place in SHAPES.
     """
 
     pixels: Array
@@ -77,23 +78,25 @@ def _steepness(x: Array) -> jax.Array:
 
 
 def _naming_loss(logits: jax.Array, names: Array) -> jax.Array:
-    """Cross-entropy of names int `[F, grid, grid]`; the patches with a shape weigh half in all."""
+    """Cross-entropy of names `[F, grid, grid]`, logits `[F, grid, grid, 1 + shapes]`.
+
+    The patches with a shape weigh half in all.
+    """
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(names))
     shaped = (names > 0).astype(jnp.float32)
-    weights = shaped / jnp.maximum(shaped.sum(), 1) + (1 - shaped) / jnp.maximum(
-        (1 - shaped).sum(), 1
-    )
+    rest = 1 - shaped
+    weights = shaped / jnp.maximum(shaped.sum(), 1) + rest / jnp.maximum(rest.sum(), 1)
     return (losses * weights).sum() / 2
 
 
 def image_loss(
     graph: nnx.GraphDef, params: Any, pictures: Pictures, free: jax.Array
 ) -> tuple[jax.Array, tuple]:
-    """Absolute error of pixels and of edges, squared error, commitment, and naming.
+    """Absolute error of pixels, of edges and of outlines, squared error, commitment, and naming.
 
     The latents of pictures that are `free` (bool `[F]`) go to the decoder as they are: at first
     encoder and decoder learn faster without the codebook between them. A linear reader names the
-    shape at each patch from its quantized latent, so that the codes of a small star and of a small
+    shape at each patch from what the decoder gets, so that the codes of a small star and of a small
     circle differ though their pixels hardly do (a tokenizer that also learns what is to be
     understood: Wu et al. 2024, VILA-U).
     Returns the loss and (metrics, latents `[n, code_dim]`, codes `[n]`).
@@ -142,7 +145,7 @@ def image_step(
     state: ImageState,
     batch: Pictures,
 ) -> tuple[ImageState, dict[str, jax.Array]]:
-    """One update from a batch of pictures and what they should become; the next state and metrics.
+    """One update from a batch; the next state and metrics.
 
     The share of pictures that bypass the codebook falls from one to none over `free_steps`.
     """

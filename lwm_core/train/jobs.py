@@ -120,7 +120,7 @@ class LanguageJob:
             checkpoint.read_config(source) if source else self._config(self._tokenizer.vocab_size)
         )
         if self.image and source:
-            _check_fit(self.image, self.config, f"{recipe.image_tokenizer} does not fit {source}")
+            _check_fit(self.image, self.config, f"image_tokenizer: {seen} does not fit {source}")
         self._source = source
         self._optimizer = make_optimizer(recipe.optimizer, recipe.steps)
         self._lessons = Lessons(
@@ -196,12 +196,12 @@ def _vision(image: vqgan.VQGAN) -> tuple[int, int]:
 
 
 def _check_fit(image: vqgan.VQGAN, config: ModelConfig, misfit: str) -> None:
+    """Raise ConfigError that begins with `misfit` unless the model has ids for these codes."""
     if not config.vision_vocab:
-        raise ConfigError(f"image_tokenizer: {misfit}, which has no ids for pictures")
+        raise ConfigError(f"{misfit}, which has no ids for pictures")
     if _vision(image) != (config.vision_codes, config.frame_codes):
         raise ConfigError(
-            f"image_tokenizer: {misfit}, whose pictures are {config.frame_codes} of "
-            f"{config.vision_codes} codes"
+            f"{misfit}, whose pictures are {config.frame_codes} of {config.vision_codes} codes"
         )
 
 

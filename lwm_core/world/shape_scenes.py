@@ -19,9 +19,10 @@ LARGEST = 0.5  # diameter of a lone shape
 LARGEST_OF_TWO = 0.375
 SMALLEST = 0.1
 PATCH = 1 / 8
-"""Where shapes to make begin, and of what they are multiples, in parts of the side.
+"""Boxes of shapes to make begin at multiples of it; those that don't grow or shrink are multiples.
 
-It is a patch of the embedded model's image tokenizer: few different codes are to be learned.
+In parts of the side. It is a patch of the embedded model's image tokenizer, so that few different
+codes are to be learned.
 """
 STEP = PATCH / 2
 """How far they go in a frame, and half as far in clips of more than `LONG` frames.
@@ -75,7 +76,7 @@ class ShapeScene(Scene):
     def shapes_at(self, grid: int) -> np.ndarray:
         """The shape at each of `grid * grid` patches: int32 `[frames, grid, grid]`.
 
-        It is the last painted of those that cover some of the patch.
+        It is the last painted of those that cover more than NAMED of the patch.
         """
         fine = 8  # points of a patch's side that are looked at
         canvas = Canvas(self.frames, fine * grid)
@@ -229,15 +230,17 @@ def _steady_path(rng: np.random.Generator, motion: str, frames: int, largest: fl
     planned = frames if frames > 1 else int(rng.integers(8, 17))
     step = STEP if planned <= LONG else STEP / 2
     steps = np.arange(planned)
-    diameter = np.full(planned, PATCH * rng.integers(3, int(largest / PATCH) + 1))
     if motion in ("grow", "shrink"):
         diameter = np.minimum(1.5 * PATCH + step / 2 * steps, largest)
         diameter = diameter if motion == "grow" else diameter[::-1]
+    else:
+        diameter = np.full(planned, PATCH * rng.integers(3, int(largest / PATCH) + 1))
     room = (1 - diameter.max()) // PATCH * PATCH
     travel = np.zeros(2)
     if motion in WAYS:
         travel = np.array(WAYS[motion]) * min(room, step * (planned - 1))
-    start = np.round(_start(rng, travel, room, margin=0.2) / PATCH) * PATCH
+    reserved = np.sign(travel) * np.ceil(abs(travel) / PATCH) * PATCH  # rounding stays inside
+    start = np.round(_start(rng, reserved, room, margin=0.2) / PATCH) * PATCH
     moved = np.clip(steps[:, None] * step * np.sign(travel), -abs(travel), abs(travel))
     return (diameter.max() / 2 + start + moved)[:frames], diameter[:frames]
 
