@@ -286,6 +286,14 @@ def test_writing_is_not_charged_to_a_step(clockwork: Clockwork, tmp_path: Path) 
     assert [line["things_per_second"] for line in metrics(tmp_path / "run")] == [6.0] * 4
 
 
+def test_killed_before_its_model_was_written(run: Path) -> None:
+    """The last checkpoint is there, the model is not: resuming writes it."""
+    shutil.rmtree(run / "model")
+    events = list(train(IMAGE, output=run, resume=True))
+    assert [event.kind for event in events] == ["start", "done"]
+    assert checkpoint.read_vqgan(Path(events[-1].path)) is not None
+
+
 @pytest.mark.parametrize("name", ["loss", "gradient_norm"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_metric_that_is_lost_ends_the_run(

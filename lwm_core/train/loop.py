@@ -130,6 +130,8 @@ def _steps(
         restore = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
         state = checkpoints.restore(first, args=restore)
     yield TrainEvent("start", first, job.steps)
+    if first >= job.steps:  # a run that was killed between its last checkpoint and its model
+        job.export(state, output / "model")
     began = time.perf_counter()
     for step, batch in _batches(job, first):
         state, values = job.step(state, batch)
