@@ -24,10 +24,10 @@ PATCH = 1 / 8
 In parts of the side. It is a patch of the embedded model's image tokenizer, so that few different
 codes are to be learned.
 """
-STEP = PATCH / 2
-"""How far they go in a frame, and half as far in clips of more than `LONG` frames.
+STEP = PATCH
+"""How far they go in a frame until they reach a border; half as far in clips of more than `LONG`.
 
-So a frame has the codes of the one two (or four) before, one place further.
+So a frame has the codes of the one before (or the one two before), one place further.
 """
 LONG = 9
 MOVING = {"see": 0.66, "make": 0.9}
