@@ -37,6 +37,11 @@ SEEN_FRAMES = 0.3
 """Weight of the frames that are asked about, as targets; frames to make count one."""
 PROSE = 0.2
 """Weight of plain prose as a target."""
+RESTING = 0.2
+"""Weight of what in a clip to make stays as it was in the frame before, and of its first frame.
+
+Which way a thing goes shows in few of the patches; first frames are learned as pictures.
+"""
 SEARCHED = 0.05
 """Weight of the text that hides a number, as a target: it is read anyway."""
 DROPPED_PROMPTS = 0.1
@@ -152,12 +157,26 @@ class Lessons:
             if dropped
             else make_prompt(self.tokenizer, prompt, "video" if video else "image")
         )
-        return weigh(wish, 0.0) + weigh(self.layout.frames(codes), 1.0)
+        if not video:
+            return weigh(wish, 0.0) + weigh(self.layout.frames(codes), 1.0)
+        weights = np.full((len(codes), self.layout.frame_tokens), RESTING)
+        weights[1:, :-1][_changes(frames, codes.shape[1])] = 1.0
+        made = Weighted(self.layout.frames(codes), weights.reshape(-1).tolist())
+        return weigh(wish, 0.0) + made
 
     def _prose(self, rng: np.random.Generator) -> Weighted:
         """A stretch of the haystack, to learn plain English from."""
         start = int(rng.integers(0, max(1, len(self.prose) - 600)))
         return weigh(self.tokenizer.encode(self.prose[start : start + 600]), PROSE)
+
+
+def _changes(frames: np.ndarray, patches: int) -> np.ndarray:
+    """Where a clip uint8 `[F, S, S, 3]` differs from the frame before: bool `[F - 1, patches]`."""
+    grid = math.isqrt(patches)
+    side = frames.shape[1] // grid
+    differs = (frames[1:] != frames[:-1]).any(-1)
+    parts = differs.reshape(-1, grid, side, grid, side).any((2, 4))
+    return parts.reshape(len(parts), patches)
 
 
 class _Waiting:
