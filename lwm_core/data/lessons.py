@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from lwm_core import world
 from lwm_core.data.packing import Weighted, fill_rows, to_batch, weigh
@@ -150,7 +151,8 @@ class Lessons:
     ) -> Weighted:
         """A wish and its frames; or the first frame alone, as a picture that begins the clip."""
         video = len(frames) > 1 and rng.random() < 0.75
-        codes = encode(frames if video else frames[:1])
+        frames = frames if video else frames[:1]
+        codes = _one_code_for_alike(frames, encode(frames))
         dropped = rng.random() < DROPPED_PROMPTS
         wish = (
             unconditional_prompt(self.tokenizer)
@@ -160,7 +162,7 @@ class Lessons:
         if not video:
             return weigh(wish, 0.0) + weigh(self.layout.frames(codes), 1.0)
         weights = np.full((len(codes), self.layout.frame_tokens), RESTING)
-        weights[1:, :-1][_changes(frames, codes.shape[1])] = 1.0
+        weights[1:, :-1][codes[1:] != codes[:-1]] = 1.0
         made = Weighted(self.layout.frames(codes), weights.reshape(-1).tolist())
         return weigh(wish, 0.0) + made
 
@@ -170,13 +172,24 @@ class Lessons:
         return weigh(self.tokenizer.encode(self.prose[start : start + 600]), PROSE)
 
 
-def _changes(frames: np.ndarray, patches: int) -> np.ndarray:
-    """Where a clip uint8 `[F, S, S, 3]` differs from the frame before: bool `[F - 1, patches]`."""
-    grid = math.isqrt(patches)
+def _one_code_for_alike(frames: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Codes `[F, frame_codes]` of a clip, the same for all patches that look the same.
+
+    An encoder sees more than a patch, so one ground has many codes, which flicker as something
+    moves over it. What is to be made is learned from one of them, of a place in the middle; then
+    a thing that moves by a patch has its codes one place further. Patches are alike if their
+    pixels are, with those around them. Frames are uint8 `[F, S, S, 3]`.
+    """
+    grid = math.isqrt(codes.shape[1])
     side = frames.shape[1] // grid
-    differs = (frames[1:] != frames[:-1]).any(-1)
-    parts = differs.reshape(-1, grid, side, grid, side).any((2, 4))
-    return parts.reshape(len(parts), patches)
+    framed = np.pad(frames, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    patches = sliding_window_view(framed, (side + 2, side + 2), axis=(1, 2))[:, ::side, ::side]
+    _, kinds, counts = np.unique(
+        patches.reshape(codes.size, -1), axis=0, return_inverse=True, return_counts=True
+    )
+    by_kind = np.argsort(kinds.reshape(-1), kind="stable")
+    middle = by_kind[np.cumsum(counts) - counts + counts // 2]
+    return codes.reshape(-1)[middle[kinds.reshape(-1)]].reshape(codes.shape)
 
 
 class _Waiting:
