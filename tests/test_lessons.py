@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lwm_core import world
-from lwm_core.data.lessons import PROSE, SEARCHED, SEEN_FRAMES, Lessons, Stage
+from lwm_core.data.lessons import PROSE, RESTING, SEARCHED, SEEN_FRAMES, Lessons, Stage
 from lwm_core.data.packing import Weighted, fill_rows, to_batch
 from lwm_core.errors import ConfigError
 from lwm_core.tokenizer import Tokenizer
@@ -23,6 +23,11 @@ def encode(frames: np.ndarray) -> np.ndarray:
     """Four codes from the colours of four pixels."""
     corners = frames[:, ::7, ::7].reshape(len(frames), 4, 3)
     return (corners.sum(axis=-1) % LAYOUT.codes).astype(np.int32)
+
+
+def encode_apart(frames: int) -> np.ndarray:
+    """64 codes for every frame, all different."""
+    return np.arange(frames * 64, dtype=np.int32).reshape(frames, 64)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +71,7 @@ def test_questions_are_asked_as_in_chat(lessons: Lessons) -> None:
 def test_wishes_are_followed_by_frames(lessons: Lessons) -> None:
     for seed in range(12):
         example, lesson = taught(lessons, "make", seed)
-        made = counted(lesson, 1.0)
+        made = [i for i, w in zip(lesson.ids, lesson.weights, strict=True) if w > 0]
         assert min(made) >= LAYOUT.offset
         assert made[-1] == LAYOUT.end_of_vision
         wish = lessons.tokenizer.decode(counted(lesson, 0.0))
@@ -76,6 +81,28 @@ def test_wishes_are_followed_by_frames(lessons: Lessons) -> None:
         is_clip = "Generate a video" in wish
         if wish != free:
             assert len(made) == LAYOUT.frame_tokens * (len(example.frames) if is_clip else 1)
+
+
+def test_a_shape_that_moves_by_a_patch_takes_its_codes_along(lessons: Lessons) -> None:
+    """Though the encoder gives every patch of every frame another code."""
+    layout = FrameLayout(offset=512, codes=4096, frame_codes=64)
+    large = Lessons(lessons.tokenizer, layout, lambda frames: encode_apart(len(frames)), 64, TEXT)
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    for index in range(3):
+        frames[index, 16:40, 8 + 8 * index : 32 + 8 * index, 0] = 255
+    seen = set()
+    for seed in range(8):
+        lesson = large._make("a red square", frames, np.random.default_rng(seed), large.encode)
+        codes = np.array([i for i in lesson.ids if i >= 512 and i < 512 + 4096]).reshape(-1, 8, 8)
+        seen.add(len(codes))
+        assert len(np.unique(codes)) == 1 + 9 + 16  # the ground, the square, and the ring around
+        if len(codes) == 3:
+            assert np.array_equal(codes[1:, :, 1:], codes[:-1, :, :-1])
+            weights = np.array(lesson.weights[-195:]).reshape(3, 65)[:, :64].reshape(3, 8, 8)
+            assert (weights[0] == RESTING).all()
+            assert np.array_equal(weights[1:] == 1, codes[1:] != codes[:-1])
+            assert set(np.unique(weights)) == {RESTING, 1}
+    assert seen == {1, 3}
 
 
 def test_needles_are_asked_for_as_in_the_test(lessons: Lessons) -> None:
@@ -109,8 +136,10 @@ def test_codes_stand_where_they_belong(lessons: Lessons) -> None:
 
     rows = fill_rows(noted(), mixed.rows, mixed.length)
     expected, batch = to_batch(rows, mixed.length), lessons.batch(mixed, seed, index)
-    for name in ("inputs", "targets", "weights"):
+    for name in ("inputs", "targets"):
         np.testing.assert_array_equal(getattr(batch, name), getattr(expected, name))
+    # Patches that look different may have the same code after all.
+    np.testing.assert_array_equal(batch.weights > 0, expected.weights > 0)
 
     packed = [lesson for row in rows for lesson in row]
     seen = [lesson for lesson in packed if SEEN_FRAMES in lesson.weights]

@@ -339,7 +339,7 @@ def test_shapes_to_make_step_by_a_patch_of_the_image_tokenizer() -> None:
         frames = scene.render(SIZE).astype(int)
         moved = np.roll(frames[:-1], shift[scene.actors[0].thing.motion], axis=(1, 2))
         going = abs(np.diff(scene.actors[0].centre, axis=0)).max(-1) > 0
-        assert 4 <= going.sum() and going[:4].all()  # then it rests at the border
+        assert going[:4].all()  # then it rests at the border
         assert np.abs(moved - frames[1:])[going].max() <= 2
         assert (frames[1:] == frames[:-1])[~going].all()
 
