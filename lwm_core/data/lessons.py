@@ -45,6 +45,8 @@ Which way a thing goes shows in few of the patches; first frames are learned as 
 """
 SEARCHED = 0.05
 """Weight of the text that hides a number, as a target: it is read anyway."""
+FIRST_ONLY = 0.25
+"""Share of the clips to make that become their first frame alone, a picture that begins one."""
 DROPPED_PROMPTS = 0.1
 """Share of the pictures and clips to make that come without a wish, for guidance."""
 
@@ -134,8 +136,10 @@ class Lessons:
             prompt, answer = example.exchanges[0]
             asked = weigh(self.tokenizer.encode(prompt), SEARCHED)
             return asked + weigh(answer_ids(self.tokenizer, answer), 1.0)
-        if example.kind == "make" and example.frames is not None:
-            return self._make(example.exchanges[0][0], example.frames, rng, encode)
+        if example.kind in ("make", "move") and example.frames is not None:
+            first_only = example.kind == "make" and rng.random() < FIRST_ONLY
+            frames = example.frames[:1] if first_only else example.frames
+            return self._make(example.exchanges[0][0], frames, rng, encode)
         media = () if example.frames is None else (encode(example.frames),)
         whole = Weighted([], [])
         for turn, (question, answer) in enumerate(example.exchanges):
@@ -149,9 +153,8 @@ class Lessons:
     def _make(
         self, prompt: str, frames: np.ndarray, rng: np.random.Generator, encode: Encode
     ) -> Weighted:
-        """A wish and its frames; or the first frame alone, as a picture that begins the clip."""
-        video = len(frames) > 1 and rng.random() < 0.75
-        frames = frames if video else frames[:1]
+        """A wish and its frames."""
+        video = len(frames) > 1
         codes = _one_code_for_alike(frames, encode(frames))
         dropped = rng.random() < DROPPED_PROMPTS
         wish = (

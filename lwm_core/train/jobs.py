@@ -110,7 +110,9 @@ class LanguageJob:
         self.image = checkpoint.read_vqgan(seen) if seen else None
         if recipe.image_tokenizer and self.image is None:
             raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
-        shares = (stage.mix.get(kind) for stage in recipe.stages for kind in ("see", "make"))
+        shares = (
+            stage.mix.get(kind) for stage in recipe.stages for kind in ("see", "make", "move")
+        )
         if self.image is None and any(shares):
             raise ConfigError("stages.mix: pictures need an image_tokenizer")
         self._codes = _quick_encoder(self.image) if self.image else None

@@ -129,6 +129,14 @@ def sample_shapes(rng: np.random.Generator, *, frames: int, purpose: Purpose) ->
     )
 
 
+def sample_moving(rng: np.random.Generator, *, frames: int) -> ShapeScene:
+    """A random scene to make of one shape that moves left, right, up or down."""
+    while True:
+        scene = sample_shapes(rng, frames=frames, purpose="make")
+        if len(scene.actors) == 1 and scene.actors[0].thing.motion in WAYS:
+            return scene
+
+
 def _ground(rng: np.random.Generator, purpose: Purpose) -> tuple[str, Colour]:
     """Black is most usual, then gray, then colours (white among them)."""
     draw = rng.random()

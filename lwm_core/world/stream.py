@@ -14,11 +14,11 @@ import numpy as np
 from lwm_core.world import dialogue, retrieval
 from lwm_core.world.landscapes import sample_landscape
 from lwm_core.world.scenes import Purpose, Scene
-from lwm_core.world.shape_scenes import sample_shapes
+from lwm_core.world.shape_scenes import sample_moving, sample_shapes
 from lwm_core.world.words import Exchange
 
 LANDSCAPES = {"see": 0.15, "make": 0.35}  # their share of the scenes
-MIX = {"see": 0.4, "make": 0.3, "dialogue": 0.08, "repeat": 0.02, "retrieval": 0.2}
+MIX = {"see": 0.4, "make": 0.2, "move": 0.1, "dialogue": 0.08, "repeat": 0.02, "retrieval": 0.2}
 MOST_NEEDLES = 3
 
 
@@ -27,7 +27,8 @@ class Example:
     """One thing to learn from.
 
     `see`: frames and exchanges about them. `make`: one exchange whose answer is the frames
-    (its text is empty). `dialogue`: exchanges. `repeat`: one exchange, whose answer is in the
+    (its text is empty); `move`: the same of a shape that surely moves, and says which way.
+    `dialogue`: exchanges. `repeat`: one exchange, whose answer is in the
     question. `retrieval`: one exchange.
     """
 
@@ -75,6 +76,10 @@ def stream(
         elif kind == "retrieval":
             length = int(np.exp(rng.uniform(*np.log(characters))))
             yield Example(kind, [_retrieval(rng, haystack, length)])
+        elif kind == "move":
+            length = max(2, int(rng.integers(frames[0], frames[1] + 1)))
+            scene = sample_moving(rng, frames=length)
+            yield Example(kind, [(scene.caption(), "")], scene.render(size))
         else:
             length = int(rng.integers(frames[0], frames[1] + 1))
             purpose: Purpose = "see" if kind == "see" else "make"
