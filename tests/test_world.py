@@ -358,6 +358,22 @@ def test_each_patch_is_named_by_the_shape_that_is_seen_there() -> None:
     assert not sample_landscape(generator(1), frames=2, purpose="see").shapes_at(8).any()
 
 
+def test_what_is_to_move_says_its_way_and_goes_it() -> None:
+    ways = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+    examples = stream(3, "", size=SIZE, frames=(1, 4), mix={"move": 1.0})
+    seen = set()
+    for example in itertools.islice(examples, 40):
+        wish, answer = example.exchanges[0]
+        way = re.search(r" moving (left|right|up|down) on an? \w+ background$", wish)[1]
+        share = shares(example.frames)
+        moved = centroid(share[-1]) - centroid(share[0])
+        assert moved @ ways[way] > 0.1
+        assert answer == ""
+        seen.add((way, len(example.frames)))
+    assert {way for way, _ in seen} == set(ways)
+    assert {frames for _, frames in seen} == {2, 3, 4}
+
+
 @pytest.mark.parametrize("frames", [1, 2, 5, 8, 9, 10, 14, 16, 18])
 def test_shapes_to_make_stay_inside(frames: int) -> None:
     for scene in lone_shapes(60, "make", frames):
