@@ -78,8 +78,8 @@ def stream(
             yield Example(kind, [_retrieval(rng, haystack, length)])
         elif kind == "move":
             length = max(2, int(rng.integers(frames[0], frames[1] + 1)))
-            scene = sample_moving(rng, frames=length)
-            yield Example(kind, [(scene.caption(), "")], scene.render(size))
+            moving = sample_moving(rng, frames=length)
+            yield Example(kind, [(moving.caption(), "")], moving.render(size))
         else:
             length = int(rng.integers(frames[0], frames[1] + 1))
             purpose: Purpose = "see" if kind == "see" else "make"
