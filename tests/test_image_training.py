@@ -7,11 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from recipes import IMAGE
 
 from lwm_core import vqgan
 from lwm_core.config import VQConfig
-from lwm_core.train import image
+from lwm_core.train import image, read_recipe
+from lwm_core.train.drawing import Drawings, drawing_step
 from lwm_core.train.image import Pictures, image_loss, image_step, initial_state
+from lwm_core.train.image_job import ImageJob
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
 
 SMALL = VQConfig(
@@ -40,7 +43,7 @@ def cross_entropy(logits: np.ndarray, names: np.ndarray) -> np.ndarray:
 def test_loss_is_its_six_terms(free: bool) -> None:
     """Free pictures reach decoder and reader as they are."""
     optimizer = make_optimizer(OptimizerConfig(), 10)
-    graph, state = initial_state(SMALL, optimizer, seed=3)
+    graph, state = initial_state(SMALL, optimizer, optimizer, seed=3)
     batch = pictures(3)._replace(wanted=np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)))
     bypass = jnp.full(3, free)
     loss, (metrics, latents, codes) = image_loss(graph, state.params, batch, bypass)
@@ -73,7 +76,7 @@ def test_loss_is_its_six_terms(free: bool) -> None:
 def test_codes_come_to_name_shapes() -> None:
     """A linear reader of the codes alone ends up knowing where the square is."""
     optimizer = make_optimizer(OptimizerConfig(rate=3e-3, end_rate=3e-3, warmup=5), 80)
-    graph, state = initial_state(SMALL, optimizer, seed=3)
+    graph, state = initial_state(SMALL, optimizer, optimizer, seed=3)
     step = jax.jit(lambda state, batch: image_step(graph, optimizer, 0, 20, state, batch))
     batch = pictures(4)
     first = None
@@ -87,3 +90,46 @@ def test_codes_come_to_name_shapes() -> None:
     right = read.argmax(-1) == batch.names.reshape(4, 64)
     assert right.mean() > 0.95
     assert right[batch.names.reshape(4, 64) > 0].mean() > 0.9
+
+
+def test_a_drawing_step_teaches_the_decoder_alone() -> None:
+    """It draws from the codes of other patches, where these stand in for its own."""
+    optimizer = make_optimizer(OptimizerConfig(rate=3e-3, end_rate=3e-3, warmup=5), 60)
+    graph, before = initial_state(SMALL, optimizer, optimizer, seed=3)
+    pixels = pictures(2).pixels
+    swapped = np.arange(128).reshape(2, 64)[::-1]  # each picture is drawn from the other's codes
+    step = jax.jit(lambda state, batch: drawing_step(graph, optimizer, state, batch))
+    state, errors = before, []
+    for _ in range(60):
+        state, metrics = step(state, Drawings(pixels, swapped))
+        errors.append(float(metrics["error"]))
+    assert int(state.step) == 60
+    assert errors[-1] < 0.4 * errors[0]
+    model = nnx.merge(graph, state.params["model"])
+    drawn = vqgan.decode(model, vqgan.encode(model, pixels)[::-1])
+    assert float(abs(drawn - pixels).mean()) < 0.4 * errors[0]
+    learned = {
+        name
+        for name, weights in state.params["model"].items()
+        if not jax.tree.all(jax.tree.map(np.array_equal, weights, before.params["model"][name]))
+    }
+    assert learned == {"decoder", "post_quant_conv"}
+
+
+def test_the_last_steps_are_of_drawing() -> None:
+    """Of clips to make, in which what looks alike gets one code."""
+    recipe = {**IMAGE, "steps": 5, "batch": 6, "drawing_steps": 2}
+    job = ImageJob(read_recipe(recipe))
+    batches = [job.batch(index) for index in range(5)]
+    assert [type(batch) for batch in batches] == [Pictures] * 3 + [Drawings] * 2
+    for batch in batches[3:]:
+        assert batch.pixels.shape == (6, 16, 16, 3)
+        patches = batch.pixels.reshape(6, 8, 2, 8, 2, 3).swapaxes(2, 3).reshape(6 * 64, -1)
+        codes_of = np.ravel(batch.stand_ins)
+        np.testing.assert_array_equal(patches[codes_of], patches)
+        assert len(np.unique(codes_of)) < 6 * 64
+    state = job.initial_state()
+    for batch in batches:
+        state, metrics = job.step(state, batch)
+        assert np.isfinite(float(metrics["loss"]))
+    assert int(state.step) == 5

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from lwm_core import world
+from lwm_core.data.alike import stand_ins
 from lwm_core.data.packing import Weighted, fill_rows, to_batch, weigh
 from lwm_core.errors import ConfigError
 from lwm_core.tokenizer import Tokenizer
@@ -155,7 +155,8 @@ class Lessons:
     ) -> Weighted:
         """A wish and its frames."""
         video = len(frames) > 1
-        codes = _one_code_for_alike(frames, encode(frames))
+        grid = math.isqrt(self.layout.frame_codes)
+        codes = encode(frames).reshape(-1)[stand_ins(frames, grid)]
         dropped = rng.random() < DROPPED_PROMPTS
         wish = (
             unconditional_prompt(self.tokenizer)
@@ -173,26 +174,6 @@ class Lessons:
         """A stretch of the haystack, to learn plain English from."""
         start = int(rng.integers(0, max(1, len(self.prose) - 600)))
         return weigh(self.tokenizer.encode(self.prose[start : start + 600]), PROSE)
-
-
-def _one_code_for_alike(frames: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Codes `[F, frame_codes]` of a clip, the same for all patches that look the same.
-
-    An encoder sees more than a patch, so one ground has many codes, which flicker as something
-    moves over it. What is to be made is learned from one of them, of a place in the middle; then
-    a thing that moves by a patch has its codes one place further. Patches are alike if their
-    pixels are, with those around them. Frames are uint8 `[F, S, S, 3]`.
-    """
-    grid = math.isqrt(codes.shape[1])
-    side = frames.shape[1] // grid
-    framed = np.pad(frames, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    patches = sliding_window_view(framed, (side + 2, side + 2), axis=(1, 2))[:, ::side, ::side]
-    _, kinds, counts = np.unique(
-        patches.reshape(codes.size, -1), axis=0, return_inverse=True, return_counts=True
-    )
-    by_kind = np.argsort(kinds.reshape(-1), kind="stable")
-    middle = by_kind[np.cumsum(counts) - counts + counts // 2]
-    return codes.reshape(-1)[middle[kinds.reshape(-1)]].reshape(codes.shape)
 
 
 class _Waiting:

@@ -48,17 +48,29 @@ class Pictures(NamedTuple):
 
 
 class ImageState(struct.PyTreeNode):
-    """Weights (`model` and the `reader` of names), moments, averages behind the codebook."""
+    """Weights (`model` and the `reader` of names), moments, averages behind the codebook.
+
+    `drawing_moments` are those of the last steps (`drawing.py`).
+    """
 
     step: jax.Array
     params: Any
     moments: optax.OptState
+    drawing_moments: optax.OptState
     counts: jax.Array
     sums: jax.Array
 
 
+def drawing_params(params: Any) -> Any:
+    """The weights that the last steps teach: those of the decoder."""
+    return {name: params["model"][name] for name in ("decoder", "post_quant_conv")}
+
+
 def initial_state(
-    config: VQConfig, optimizer: optax.GradientTransformation, seed: int
+    config: VQConfig,
+    optimizer: optax.GradientTransformation,
+    drawing_optimizer: optax.GradientTransformation,
+    seed: int,
 ) -> tuple[nnx.GraphDef, ImageState]:
     """A fresh model's structure and state."""
     graph, weights = nnx.split(vqgan.create(config, seed), nnx.Param)
@@ -68,13 +80,23 @@ def initial_state(
     # No code is in use yet, so the first batch sets them all.
     unused = jnp.zeros(config.codes, jnp.float32)
     sums = jnp.zeros_like(model["codebook"])
-    return graph, ImageState(jnp.int32(0), params, optimizer.init(params), unused, sums)
+    moments = optimizer.init(params), drawing_optimizer.init(drawing_params(params))
+    return graph, ImageState(jnp.int32(0), params, *moments, unused, sums)
 
 
 def _steepness(x: Array) -> jax.Array:
     """Mean absolute difference of neighbouring pixels, down and across, of each picture: `[F]`."""
     down, across = (jnp.abs(jnp.diff(x, axis=axis)).mean(axis=(1, 2, 3)) for axis in (1, 2))
     return down + across
+
+
+def reconstruction_loss(drawn: jax.Array, wanted: Array) -> tuple[jax.Array, jax.Array]:
+    """Absolute error of pixels, of edges and of outlines, squared error; the first also alone."""
+    wrong = drawn - wanted
+    error, edges = jnp.abs(wrong).mean(), _steepness(wrong)
+    outlines = edges / (_steepness(wanted) + FEWEST_EDGES)
+    loss = error + SQUARED * jnp.square(wrong).mean()
+    return loss + EDGES * edges.mean() + OUTLINES * outlines.mean(), error
 
 
 def _naming_loss(logits: jax.Array, names: Array) -> jax.Array:
@@ -92,7 +114,7 @@ def _naming_loss(logits: jax.Array, names: Array) -> jax.Array:
 def image_loss(
     graph: nnx.GraphDef, params: Any, pictures: Pictures, free: jax.Array
 ) -> tuple[jax.Array, tuple]:
-    """Absolute error of pixels, of edges and of outlines, squared error, commitment, and naming.
+    """Errors of reconstruction, commitment, and naming.
 
     The latents of pictures that are `free` (bool `[F]`) go to the decoder as they are: at first
     encoder and decoder learn faster without the codebook between them. A linear reader names the
@@ -109,12 +131,9 @@ def image_loss(
     straight_through = latents + jax.lax.stop_gradient(
         jnp.where(free[:, None, None, None], 0.0, quantized - latents)
     )
-    wrong = model.decode_latents(straight_through) - pictures.wanted
-    error, edges = jnp.abs(wrong).mean(), _steepness(wrong)
-    outlines = edges / (_steepness(pictures.wanted) + FEWEST_EDGES)
+    loss, error = reconstruction_loss(model.decode_latents(straight_through), pictures.wanted)
     naming = _naming_loss(straight_through @ params["reader"], pictures.names)
-    loss = error + SQUARED * jnp.square(wrong).mean() + COMMITMENT * commitment
-    loss += EDGES * edges.mean() + OUTLINES * outlines.mean() + NAMING * naming
+    loss += COMMITMENT * commitment + NAMING * naming
     flat = latents.reshape(-1, latents.shape[-1])
     return loss, ({"error": error, "naming": naming}, flat, codes.reshape(-1))
 
@@ -163,4 +182,5 @@ def image_step(
     norm = optax.tree.norm(gradients)
     metrics |= {"loss": loss, "codes_used": used, "gradient_norm": norm}
     params["model"]["codebook"] = codebook
-    return ImageState(state.step + 1, params, moments, counts, sums), metrics
+    new = {"params": params, "moments": moments, "counts": counts, "sums": sums}
+    return state.replace(step=state.step + 1, **new), metrics

@@ -56,7 +56,8 @@ def _check_seed(seed: int) -> None:
 class ImageRecipe:
     """Training of an image tokenizer on pictures of the world.
 
-    Over the first `free_steps` ever fewer pictures bypass the codebook.
+    Over the first `free_steps` ever fewer pictures bypass the codebook; in the last
+    `drawing_steps` the decoder alone learns, to draw what will be made.
     """
 
     steps: int
@@ -66,10 +67,15 @@ class ImageRecipe:
     seed: int = 0
     save_every: int = 500
     free_steps: int = 0
+    drawing_steps: int = 0
 
     def __post_init__(self) -> None:
         _at_least(1, self, "", "steps", "batch", "save_every")
-        _at_least(0, self, "", "free_steps")
+        _at_least(0, self, "", "free_steps", "drawing_steps")
+        if self.drawing_steps >= self.steps:
+            raise ConfigError(
+                f"drawing_steps is {self.drawing_steps}; it must be below steps, {self.steps}"
+            )
         _check_seed(self.seed)
         sizes = ("resolution", "base_channels", "latent_channels", "codes", "code_dim", "groups")
         _at_least(1, self.model, "model.", *sizes)

@@ -30,6 +30,7 @@ STEP = PATCH
 So a frame has the codes of the one before (or the one two before), one place further.
 """
 LONG = 9
+TRAVEL = (0.15, 0.75)  # the way of a shape to see, in parts of the side
 MOVING = {"see": 0.66, "make": 0.9}
 """Share of those that move among the shapes that move, grow or shrink."""
 WAYS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -223,8 +224,7 @@ def _path(rng: np.random.Generator, motion: str, frames: int, largest: float) ->
     room = 1 - max(first, last)
     travel = np.zeros(2)
     if motion in WAYS:
-        least = 0.15 if rng.random() < 0.15 else 0.25
-        travel = np.array(WAYS[motion]) * rng.uniform(min(least, room), room)
+        travel = np.array(WAYS[motion]) * min(room, rng.uniform(*TRAVEL))
     start = _start(rng, travel, room, margin=0)
     centre = max(first, last) / 2 + start + course[:, None] * travel
     return centre, first + (last - first) * course

@@ -1,0 +1,180 @@
+"""The training of a transformer: its batches, its steps, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lwm_core import checkpoint, transformer, vqgan, world
+from lwm_core.config import ModelConfig
+from lwm_core.data.lessons import Lessons
+from lwm_core.errors import ConfigError
+from lwm_core.needle import read_haystack
+from lwm_core.tokenizer import Tokenizer, train_tokenizer
+from lwm_core.tokens import SYSTEM, FrameLayout
+from lwm_core.train.language import LanguageState, fresh_params, language_step
+from lwm_core.train.optimizer import make_optimizer
+from lwm_core.train.recipe import LanguageRecipe
+from lwm_core.types import Batch
+
+ENCODE_BATCH = 16
+"""Frames per compiled call of the image tokenizer."""
+
+
+class LanguageJob:
+    """A transformer learns from packed lessons, stage after stage."""
+
+    def __init__(self, recipe: LanguageRecipe, output: Path, *, begins: bool):
+        self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
+        prose = "".join(
+            passage
+            for path in recipe.prose or (None,)
+            for passage in read_haystack(Path(path) if path else None)
+        )
+        source = Path(recipe.start_from) if recipe.start_from else None
+        seen = Path(recipe.image_tokenizer) if recipe.image_tokenizer else source
+        self.image = checkpoint.read_vqgan(seen) if seen else None
+        if recipe.image_tokenizer and self.image is None:
+            raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
+        shares = (
+            stage.mix.get(kind) for stage in recipe.stages for kind in ("see", "make", "move")
+        )
+        if self.image is None and any(shares):
+            raise ConfigError("stages.mix: pictures need an image_tokenizer")
+        self._codes = _quick_encoder(self.image) if self.image else None
+        self._tokenizer_path = _tokenizer(recipe, source, output, prose, begins)
+        self._tokenizer = Tokenizer.load(self._tokenizer_path)
+        self.config = (
+            checkpoint.read_config(source) if source else self._config(self._tokenizer.vocab_size)
+        )
+        if self.image and source:
+            _check_fit(self.image, self.config, f"image_tokenizer: {seen} does not fit {source}")
+        self._source = source
+        self._optimizer = make_optimizer(recipe.optimizer, recipe.steps)
+        self._lessons = Lessons(
+            self._tokenizer,
+            FrameLayout.of(self.config),
+            self._encode,
+            self.image.config.resolution if self.image else 0,
+            prose,
+        )
+        step = partial(language_step, self.config, self._optimizer, jnp.dtype(recipe.dtype))
+        self.step = jax.jit(step, donate_argnums=0)
+
+    def _config(self, text_vocab: int) -> ModelConfig:
+        size = self.recipe.model
+        assert size is not None  # the recipe has checked it
+        vision: dict[str, int] = {}
+        if self.image:
+            codes, frame_codes = _vision(self.image)
+            vision = {
+                "vision_vocab": codes + 2,
+                "vision_codes": codes,
+                "frame_codes": frame_codes,
+            }
+        return ModelConfig(
+            text_vocab=text_vocab,
+            hidden=size.hidden,
+            intermediate=size.intermediate,
+            layers=size.layers,
+            heads=size.heads,
+            kv_heads=size.kv_heads or size.heads,
+            head_dim=size.hidden // size.heads,
+            max_length=size.max_length,
+            rope_theta=size.rope_theta,
+            tie_embeddings=size.tie_embeddings,
+            **vision,
+        )
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        assert self._codes is not None  # there are no frames without an image tokenizer
+        return vqgan.in_batches(self._codes, vqgan.to_unit(frames), ENCODE_BATCH)
+
+    def initial_state(self) -> LanguageState:
+        if self._source:
+            weights = dict(checkpoint.read_weights(self._source, self.config))
+            cast = {name: jnp.asarray(w.astype(np.float32)) for name, w in weights.items()}
+            params = transformer.nest(cast)
+        else:
+            codebook = np.asarray(self.image.codebook[...]) if self.image else None
+            params = fresh_params(self.config, self.recipe.seed, codebook)
+        return LanguageState(jnp.int32(0), params, self._optimizer.init(params))
+
+    def batch(self, index: int) -> Batch:
+        return self._lessons.batch(self.recipe.stage_at(index), self.recipe.seed, index)
+
+    def size(self, batch: Batch) -> tuple[str, int]:
+        return "tokens", int((batch.segments > 0).sum())
+
+    def export(self, state: LanguageState, directory: Path) -> None:
+        checkpoint.write_model(
+            directory,
+            self.config,
+            iter(transformer.to_numpy(state.params).items()),
+            tokenizer=self._tokenizer_path,
+            image=self.image,
+            defaults=self.recipe.defaults,
+            force=True,
+        )
+
+
+def _vision(image: vqgan.VQGAN) -> tuple[int, int]:
+    """How many codes there are, and how many of them make a picture."""
+    return image.config.codes, image.config.grid**2
+
+
+def _check_fit(image: vqgan.VQGAN, config: ModelConfig, misfit: str) -> None:
+    """Raise ConfigError that begins with `misfit` unless the model has ids for these codes."""
+    if not config.vision_vocab:
+        raise ConfigError(f"{misfit}, which has no ids for pictures")
+    if _vision(image) != (config.vision_codes, config.frame_codes):
+        raise ConfigError(
+            f"{misfit}, whose pictures are {config.frame_codes} of {config.vision_codes} codes"
+        )
+
+
+def _quick_encoder(image: vqgan.VQGAN) -> Callable[[np.ndarray], jax.Array]:
+    """`image.encode`, compiled over its bare arrays.
+
+    Walking through the modules in every call would cost more than a small VQGAN does.
+    """
+    graph, state = nnx.split(image)
+    arrays, structure = jax.tree.flatten(state)
+
+    @jax.jit
+    def encode(arrays: list[jax.Array], pixels: jax.Array) -> jax.Array:
+        return nnx.merge(graph, jax.tree.unflatten(structure, arrays)).encode(pixels)
+
+    return partial(encode, arrays)
+
+
+def _tokenizer(
+    recipe: LanguageRecipe, source: Path | None, output: Path, prose: str, begins: bool
+) -> Path:
+    """The tokenizer's file: that of the model to start from, or one trained on what is taught.
+
+    A run that `begins` trains it anew: one that lies there may be of another recipe.
+    """
+    if source:
+        return source / checkpoint.TOKENIZER
+    path = output / checkpoint.TOKENIZER
+    if begins:
+        train_tokenizer(_texts(prose), path, recipe.tokenizer)
+    return path
+
+
+def _texts(prose: str) -> list[str]:
+    """Texts that show how often each word will be met: the world's words and the prose."""
+    texts = [line for line in prose.splitlines() if line.strip()]
+    examples = world.stream(0, prose, size=8, frames=(1, 4), characters=(100, 200))
+    for _ in range(4000):
+        for question, answer in next(examples).exchanges:
+            texts += [f"{SYSTEM} USER: {question} ASSISTANT: <vision>", answer]
+            texts.append("Generate an image of a video of")
+    return texts
