@@ -244,13 +244,16 @@ def moving_square() -> np.ndarray:
 def time_see(run: str, clip: Path, model: str, environment: dict[str, str]) -> StartUp:
     """Run the command once; its first words are there when its output begins."""
     command = [sys.executable, "-m", "lwm_cli", "see", str(clip), "what happens?", "-m", model]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    began = time.perf_counter()
-    with subprocess.Popen(command, env=environment, **pipes) as running:
-        running.stdout.read(1)
-        first_words = time.perf_counter() - began
-        said = running.communicate()[1].decode()
-    whole = time.perf_counter() - began
+    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads could fill up
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": errors}
+        began = time.perf_counter()
+        with subprocess.Popen(command, env=environment, **pipes) as running:
+            running.stdout.read(1)
+            first_words = time.perf_counter() - began
+            running.stdout.read()
+        whole = time.perf_counter() - began
+        errors.seek(0)
+        said = errors.read().decode()
     figures = re.search(r"(\d+) tokens(?: · (\d+) tok/s)?", said)
     if running.returncode or figures is None:
         sys.exit(f"lwm see failed: {said.strip()}")

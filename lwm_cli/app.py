@@ -11,10 +11,8 @@ import typer
 
 from lwm_cli import chat, convert, download, draw, film, needle, see, train
 from lwm_cli.completions import without_rich
+from lwm_cli.failures import DONE, FAILED, INTERRUPTED, explain
 from lwm_cli.options import Debug
-from lwm_core.errors import LwmError, UsageError
-
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     name="lwm",
@@ -57,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with without_rich():
             code = typer.main.get_command(app).main(words, prog_name="lwm", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout:  # None if it was closed
+            sys.stdout.flush()
     except BrokenPipeError:
         # The reader went away; Python must not complain when it closes standard output at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,32 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import traceback
 
             traceback.print_exc()
-        message, code = _explain(error)
+        message, code = explain(error)
         typer.echo(f"lwm: error: {message}", err=True)
         return code
     if code == INTERRUPTED:  # Typer's word for Ctrl-C
         typer.echo("lwm: interrupted", err=True)
     return code or DONE
-
-
-def _explain(error: Exception) -> tuple[str, int]:
-    """One line for a person, and the exit code."""
-    text = " ".join(str(error).split())
-    match error:
-        case LwmError():
-            return text, WRONG_USAGE if isinstance(error, UsageError) else FAILED
-        case typer.TyperException():
-            return _explain_usage(error), error.exit_code
-        case OSError(strerror=str(reason)):
-            return f"{error.filename}: {reason}" if error.filename else reason, FAILED
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        return "out of memory; a shorter context or fewer frames need less", FAILED
-    return f"unexpected {type(error).__name__}: {text[:300]} (--debug shows where)", FAILED
-
-
-def _explain_usage(error: typer.TyperException) -> str:
-    """Typer's own message, with the help that would have answered it."""
-    text = " ".join(error.format_message().split()).removesuffix(".")
-    context = getattr(error, "ctx", None)
-    hint = f" (see `{context.command_path} --help`)" if context else ""
-    return text[:1].lower() + text[1:] + hint

@@ -10,7 +10,7 @@ import typer
 
 from lwm_cli import loading, options
 from lwm_cli.dialogue import attach_file, hold_dialogue, read_attachment
-from lwm_cli.files import piped_text
+from lwm_cli.files import is_terminal, piped_text
 from lwm_cli.session import Conversation
 from lwm_cli.talk import Talk
 from lwm_cli.ui import Screen
@@ -50,11 +50,11 @@ def run(
     text = _opening(prompt, is_piped_attached="-" in (attach or ()))
     if as_json and not text:
         raise UsageError("--json answers one prompt; give it as an argument or through a pipe")
-    conversation = Conversation.latest() if go_on else Conversation(model)
+    conversation = Conversation.latest() if go_on else Conversation.with_model(model)
     if options.was_typed(context, "model"):
         conversation.switch(model)
     conversation.system = system or conversation.system
-    attached = [(name, read_attachment(name, frames)) for name in attach or ()]
+    attached = [(name, read_attachment(name, frames, conversation.model)) for name in attach or ()]
     with Screen(quiet=quiet, verbose=verbose) as screen:
         loaded = loading.load(
             conversation.model, screen, mesh=mesh, dtype=dtype, attention=attention
@@ -78,6 +78,6 @@ def _opening(prompt: str | None, *, is_piped_attached: bool) -> str:
     typed = "" if prompt in (None, "-") else prompt.strip()
     piped = "" if is_piped_attached else piped_text(is_needed=not typed)
     text = "\n\n".join(part for part in (piped, typed) if part)
-    if not text and not sys.stdin.isatty():
+    if not text and not is_terminal(sys.stdin):
         raise UsageError("there is nothing to answer; give a prompt, or pipe text in")
     return text

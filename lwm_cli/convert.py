@@ -16,9 +16,6 @@ def run(
         str, typer.Argument(metavar="SRC", help="The model: a name, a directory or a file.")
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The directory to write.")],
-    to: Annotated[
-        Literal["lwm"], typer.Option("--to", help="Format to write; lwm is a model directory.")
-    ] = "lwm",
     like: Annotated[
         str | None,
         typer.Option(
@@ -35,7 +32,7 @@ def run(
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Convert a model from one format to another.
+    """Convert a model to a model directory.
 
     It goes tensor by tensor, so that a large model needs little memory.
     """
@@ -48,7 +45,6 @@ def run(
         convert(
             source,
             target,
-            to=to,
             like=like,
             dtype=dtype,
             force=force,

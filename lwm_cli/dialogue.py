@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lwm_cli.files import as_file, read_text
-from lwm_cli.session import Conversation, write_text
-from lwm_core.errors import LwmError, OutputError, UsageError
+from lwm_cli import loading
+from lwm_cli.failures import explain
+from lwm_cli.files import as_file, is_terminal, read_text
+from lwm_core.atomic import write_text
+from lwm_core.errors import ContextTooLong, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,16 +33,19 @@ HELP = """\
 HISTORY_LINES = 1000
 
 
-def read_attachment(name: str, frames: int) -> str | np.ndarray:
-    """A text file's text, or the frames of a picture or clip: uint8 `[frames, h, w, 3]`.
+def read_attachment(name: str, frames: int, model: str) -> str | np.ndarray:
+    """A text file's text, or the frames of a picture or clip as a model sees them.
 
-    Raises UsageError (no such file, too long a text) or MediaError (neither text nor a picture).
+    Those are uint8 `[frames, size, size, 3]`. Raises UsageError (no such file, too long a text, a
+    picture for a model that knows text only) or MediaError (neither text nor a picture).
     """
     from lwm_core.media import read_media
 
     with as_file(name) as path:
         text = read_text(path)
-        return read_media(path, frames=frames).frames if text is None else text
+        if text is not None:
+            return text
+        return read_media(path, frames=frames, size=loading.picture_size(model)).frames
 
 
 def attach_file(talk: Talk, name: str, content: str | np.ndarray) -> None:
@@ -69,9 +75,13 @@ def hold_dialogue(talk: Talk, frames: int) -> None:
             except KeyboardInterrupt:
                 talk.screen.clear()
                 typer.echo("\n(stopped)", err=True)
-            except LwmError as error:
+            except BrokenPipeError:
+                raise
+            except Exception as error:
                 talk.screen.clear()
-                typer.echo(f"lwm: {error}", err=True)
+                message, _ = explain(error)
+                hint = "; /clear begins anew" if isinstance(error, ContextTooLong) else ""
+                typer.echo(f"lwm: {message}{hint}", err=True)
 
 
 class _Exit(Exception):
@@ -106,7 +116,8 @@ class _Commands:
     def _attach(self, name: str) -> None:
         if not name:
             raise UsageError("/attach needs a file")
-        attach_file(self._talk, name, read_attachment(name, self._frames))
+        content = read_attachment(name, self._frames, self._talk.conversation.model)
+        attach_file(self._talk, name, content)
         self._tell(f"{name} goes with your next message")
 
     def _system(self, text: str) -> None:
@@ -115,20 +126,16 @@ class _Commands:
         self._tell(self._talk.conversation.system or "nothing was said; /system TEXT says it")
 
     def _clear(self, _: str) -> None:
-        old = self._talk.conversation
-        self._talk.conversation = Conversation(old.model, old.system)
+        self._talk.begin_anew()
         self._tell("a new conversation")
 
     def _save(self, name: str) -> None:
         if not name:
             raise UsageError("/save needs a file")
-        path = Path(name).expanduser()
-        if path.exists():
+        path = Path(os.path.expanduser(name))
+        if os.path.lexists(path):
             raise UsageError(f"{path} exists; choose another name")
-        try:
-            write_text(path, self._talk.conversation.transcript())
-        except OSError as error:
-            raise OutputError(f"can't write {path}: {error.strerror}") from error
+        write_text(path, self._talk.conversation.transcript())
         self._tell(f"saved to {path}")
 
     def _exit(self, _: str) -> None:
@@ -163,7 +170,7 @@ class _LineEditor:
     def read(self) -> str | None:
         """The next line without its surrounding blanks; None at the end of the input."""
         prompt = "> "
-        if not sys.stdout.isatty():  # Python would write the prompt among the answers
+        if not is_terminal(sys.stdout):  # Python would write the prompt among the answers
             typer.echo(prompt, err=True, nl=False)
             prompt = ""
         try:

@@ -56,7 +56,7 @@ def _list(as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([_facts(card, place) for card, place in places]))
         return
-    headings = ["model", "name", "kind", "context>", "size>", "licence", "here"]
+    headings = ["model", "name", "kind", "tokens>", "size>", "licence", "here"]
     print_table(headings, [_row(card, place) for card, place in places])
 
 

@@ -58,6 +58,7 @@ def run(
         sampling = loading.sampling_for("draw", loaded, **drawn, seed=seed)
         events = draw(loaded, [text] * count, sampling=sampling, preview=screen.shows_pictures)
         by_row = {frame.row: frame.pixels for frame in screen.follow(events)}
+        screen.clear()  # before the names of the pictures are written
         pictures = upscale(np.stack([by_row[row] for row in range(count)]), size)
         for path, picture in zip(outputs, [grid(pictures)] if as_grid else pictures, strict=True):
             with files.written(path, ".png") as place:

@@ -16,16 +16,22 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 import typer
 
-from lwm_core.errors import OutputError, UsageError
+from lwm_core.errors import LwmError, OutputError, UsageError
 
 STANDARD = Path("-")
 SILENCE_SECONDS = 5.0
 SLUG_LENGTH = 48
 MOST_TEXT = 8_000_000
 """Bytes of a text that is read: about twice as much as the longest context holds."""
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a standard stream leads to a terminal; it is None if it was closed."""
+    return stream is not None and stream.isatty()
 
 
 def piped_text(*, is_needed: bool) -> str:
@@ -45,8 +51,11 @@ def piped_text(*, is_needed: bool) -> str:
             typer.echo("lwm: nothing comes through the pipe; going on without it", err=True)
             return ""
         typer.echo("lwm: waiting for text from the pipe", err=True)
+    content = sys.stdin.buffer.read(MOST_TEXT + 1)
+    if len(content) > MOST_TEXT:
+        raise UsageError(f"standard input is too long; a text may have {MOST_TEXT // 10**6} MB")
     try:
-        return sys.stdin.read().strip()
+        return content.decode().strip()
     except UnicodeDecodeError as error:
         raise UsageError("standard input is no UTF-8 text; attach pictures with -a -") from error
 
@@ -93,10 +102,17 @@ def as_file(name: str) -> Iterator[Path]:
     if name != "-":
         yield Path(os.path.expanduser(name))  # Path's own raises for a name like ~draft.txt
         return
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; name a file, or pipe one in")
     with tempfile.NamedTemporaryFile(prefix="standard-input-") as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)
         copy.flush()
-        yield Path(copy.name)
+        try:
+            yield Path(copy.name)
+        except LwmError as error:
+            if copy.name not in str(error):
+                raise
+            raise type(error)(str(error).replace(copy.name, "standard input")) from error
 
 
 def output_name(prompt: str, suffix: str) -> Path:
@@ -111,6 +127,8 @@ def numbered(path: Path, count: int) -> list[Path]:
         return [path]
     if path == STANDARD:
         raise UsageError("several pictures can't go to standard output; add --grid or name a file")
+    if not path.name:
+        raise UsageError(f"{path} is a directory; name a file in it")
     return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
 
 
@@ -122,11 +140,13 @@ def claim(paths: Sequence[Path], suffixes: tuple[str, ...], *, force: bool) -> b
     from lwm_core.media import check_output
 
     if STANDARD in paths:
-        if sys.stdout.isatty():
+        if is_terminal(sys.stdout):
             raise UsageError("standard output is a terminal; name a file or a pipe")
         return force
+    for path in paths:
+        check_output(path, suffixes, force=True)
     taken = [path for path in paths if path.is_file()]
-    if taken and not force and sys.stdin.isatty():
+    if taken and not force and is_terminal(sys.stdin):
         if not typer.confirm(f"{', '.join(map(str, taken))} exists. Overwrite?", err=True):
             raise OutputError("nothing was overwritten")
         force = True

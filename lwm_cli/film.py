@@ -60,4 +60,5 @@ def run(
         pictures = (upscale(frame.pixels[None], size)[0] for frame in screen.follow(events))
         with files.written(path, ".mp4") as place:
             write_video(place, pictures, fps, force=force)
-        screen.footer([f"{frames} frames", f"seed {seed}", loaded.device])
+            screen.clear()  # before the name of the film is written
+        screen.footer([f"{frames} frame{'s' * (frames > 1)}", f"seed {seed}", loaded.device])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from lwm_core.errors import FormatError, UsageError
+from lwm_core.errors import FormatError
 
 if TYPE_CHECKING:
     from lwm_cli.ui import Screen
@@ -21,19 +21,24 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def load(name: str, screen: Screen, *, sees: bool = False, **settings: Any) -> LoadedModel:
-    """Load a model by name or path and show how far that is; `settings` as `load_model` takes.
+def picture_size(model: str) -> int:
+    """Side in pixels of the pictures that a model sees; larger ones need not be kept."""
+    from lwm_core import backend
 
-    Raises UsageError if it should be one that `sees` and reads text only.
-    """
+    backend.prepare()  # before the next line brings in jax
+    from lwm_core.load import picture_size
+
+    return picture_size(model)
+
+
+def load(name: str, screen: Screen, **settings: Any) -> LoadedModel:
+    """Load a model by name or path and show how far that is; `settings` as `load_model` takes."""
     from lwm_core import backend
 
     backend.prepare()  # before the next line brings in jax
     from lwm_core.load import load_model
 
     model = load_model(name, on_progress=screen.progress, **settings)
-    if sees and model.vqgan is None:
-        raise UsageError(f"{model.name} knows text only; -m nano sees and makes pictures")
     if model.hint:
         screen.note(model.hint)
     if screen.verbose:

@@ -76,13 +76,13 @@ def run(
             screen.progress(Progress("questions", len(results), config.count, "answered"))
             if verbose:
                 screen.note(f"{result.case.length} tokens: {result.answer.strip()}")
-        if output:
-            write_image(output, needle.heat_map(results), force=force)
         screen.clear()
         if as_json:
             typer.echo(json.dumps({"model": loaded.name, **needle.to_json(results)}))
         else:
             _print_grid(results)
+        if output:  # last, so that a full disk costs no result
+            write_image(output, needle.heat_map(results), force=force)
 
 
 def _print_grid(results: list[NeedleResult]) -> None:

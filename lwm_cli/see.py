@@ -13,7 +13,7 @@ import typer
 
 from lwm_cli import loading, options
 from lwm_cli.dialogue import hold_dialogue
-from lwm_cli.files import as_file, piped_text
+from lwm_cli.files import as_file, is_terminal, piped_text
 from lwm_cli.session import Conversation
 from lwm_cli.talk import Talk
 from lwm_cli.ui import Screen
@@ -57,12 +57,13 @@ def run(
     names, question = split_question(words)
     if question is None and "-" not in names:
         question = piped_text(is_needed=False) or None
-    clips = [_read(name, frames, start, end) for name in names]
+    size = loading.picture_size(model)
+    clips = [_read(name, frames, start, end, size) for name in names]
     with Screen(quiet=quiet, verbose=verbose) as screen:
         loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype, attention=attention)
         drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         sampling = loading.sampling_for("see", loaded, **drawn, seed=loading.seed_or_random(seed))
-        talk = Talk(loaded, Conversation(model, system), screen, sampling, max_tokens)
+        talk = Talk(loaded, Conversation.with_model(model, system), screen, sampling, max_tokens)
         for clip in clips:
             talk.show_frames(clip.frames)
         asked = question or _description(clips)
@@ -74,7 +75,7 @@ def run(
             ]
             result = {"model": loaded.name, "media": looked_at, "question": asked}
             typer.echo(json.dumps({**result, **answer.to_json()}, ensure_ascii=False))
-        elif question is None and sys.stdin.isatty():
+        elif question is None and is_terminal(sys.stdin):
             hold_dialogue(talk, frames)
 
 
@@ -91,11 +92,11 @@ def split_question(words: Sequence[str]) -> tuple[list[str], str | None]:
     return names, last
 
 
-def _read(name: str, frames: int, start: float | None, end: float | None) -> Clip:
+def _read(name: str, frames: int, start: float | None, end: float | None, size: int) -> Clip:
     from lwm_core.media import read_media
 
     with as_file(name) as path:
-        return read_media(path, frames=frames, start=start, end=end)
+        return read_media(path, frames=frames, start=start, end=end, size=size)
 
 
 def _description(clips: Sequence[Clip]) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lwm_core.atomic import write_text
 from lwm_core.errors import FormatError, UsageError
+from lwm_core.registry import named_path
 
 Codes = list[list[int]]  # one clip: frames of image codes
 
@@ -34,6 +35,11 @@ class Conversation:
     path: Path = field(default_factory=lambda: _new_path())
 
     @classmethod
+    def with_model(cls, model: str, system: str | None = None) -> Conversation:
+        """A new conversation; a model that is a path is kept so that any folder finds it."""
+        return cls(_absolute(model), system)
+
+    @classmethod
     def latest(cls) -> Conversation:
         """The conversation that was saved last. Raises UsageError if there is none yet."""
         saved = sorted(_folder().glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
@@ -54,6 +60,7 @@ class Conversation:
     def switch(self, model: str) -> None:
         """Go on with another model. Raises UsageError if pictures were shown: their codes mean
         something to the model that has seen them only."""
+        model = _absolute(model)
         if model != self.model and any(turn.media for turn in self.turns):
             raise UsageError(
                 f"{self.model} has seen pictures here that {model} can't; leave out -m or -c"
@@ -61,8 +68,11 @@ class Conversation:
         self.model = model
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        """Write the file, whole or not at all, into a folder that others can't read.
+
+        Raises OutputError, or OSError where there can be no folder.
+        """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         values = {
             "model": self.model,
             "system": self.system,
@@ -77,18 +87,9 @@ class Conversation:
         return "\n\n".join(told + said) + "\n"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", delete=False, encoding="utf-8"
-    ) as copy:
-        try:
-            copy.write(text)
-            copy.close()
-            os.replace(copy.name, path)
-        except BaseException:
-            os.unlink(copy.name)
-            raise
+def _absolute(model: str) -> str:
+    path = named_path(model)
+    return str(path.absolute()) if path and path.is_dir() else model
 
 
 def _new_path() -> Path:

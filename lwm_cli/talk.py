@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lwm_cli.session import Conversation, Turn
-from lwm_core.errors import UsageError
+from lwm_core.errors import OutputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,6 +54,11 @@ class Talk:
         self._texts: list[str] = []
         self._clips: list[np.ndarray] = []
 
+    def begin_anew(self) -> None:
+        """Forget what was said and what was shown; what it was told to be stays."""
+        self.conversation = Conversation(self.conversation.model, self.conversation.system)
+        self._texts, self._clips = [], []
+
     def show_text(self, name: str, text: str) -> None:
         """Put a text file before the next message."""
         self._texts.append(f"{name}:\n{text.strip()}\n")
@@ -62,8 +67,6 @@ class Talk:
         """Put a picture or clip, uint8 `[frames, height, width, 3]`, before the next message."""
         from lwm_core.generate import encode_media
 
-        if self.model.vqgan is None:
-            raise UsageError(f"{self.model.name} knows text only; -m nano sees pictures and clips")
         self._clips.append(encode_media(self.model, frames))
 
     def say(self, text: str, *, echo: bool = True) -> Answer:
@@ -107,7 +110,7 @@ class Talk:
         self.conversation.turns += turns
         try:
             self.conversation.save()
-        except OSError as error:
+        except (OSError, OutputError) as error:
             self.screen.note(f"lwm: this conversation can't be kept: {error}")
 
 

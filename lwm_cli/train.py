@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lwm_cli import options
+from lwm_cli.curves import drawn
 from lwm_cli.ui import Screen
 from lwm_core.errors import ConfigError, UsageError
 
@@ -52,6 +53,9 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the settings and show them; train nothing.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.")
+    ] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -72,7 +76,8 @@ def run(
         typer.echo(json.dumps(dataclasses.asdict(checked), indent=2))
         return
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        typer.echo(_follow(train(recipe, output=folder, resume=resume), screen))
+        events = train(recipe, output=folder, resume=resume)
+        typer.echo(_follow(drawn(events, folder / "curves") if tensorboard else events, screen))
 
 
 def _follow(events: Iterable[TrainEvent], screen: Screen) -> str:
@@ -106,7 +111,7 @@ def _read(config: str) -> dict[str, Any]:
     """The settings of a TOML file or of a recipe of the package. Raises UsageError, ConfigError."""
     import tomllib
 
-    is_recipe = config in _recipe_names() and not Path(config).is_file()
+    is_recipe = config in _recipe_names()  # as with models, ./nano is a file
     place = files("lwm_core") / "recipes" / f"{config}.toml" if is_recipe else Path(config)
     try:
         return tomllib.loads(place.read_text(encoding="utf-8"))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lwm_cli.files import is_terminal
+
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from lwm_core.types import Frame, Progress
 
 PICTURE_COLUMNS = 64
+LINES_OF_BARS = 3  # that stay free below a picture
 TABLE_COLUMNS_IN_A_FILE = 160
 
 
@@ -31,7 +34,7 @@ class Screen:
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self.quiet = quiet
         self.verbose = verbose
-        self.is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self.is_terminal = is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
         self._board: _Board | None = None
         if verbose:
             _show_log()
@@ -170,7 +173,10 @@ class HalfBlocks:
         from rich.segment import Segment
         from rich.style import Style
 
-        for upper, lower in self._line_pairs(min(PICTURE_COLUMNS, options.max_width)):
+        height, width = self.pixels.shape[:2]
+        most_lines = max(1, options.size.height - LINES_OF_BARS)
+        columns = min(PICTURE_COLUMNS, options.max_width, 2 * most_lines * width // height)
+        for upper, lower in self._line_pairs(max(1, columns)):
             for above, below in zip(upper, lower, strict=True):
                 style = Style(color=Color.from_rgb(*above), bgcolor=Color.from_rgb(*below))
                 yield Segment("▀", style)
@@ -200,7 +206,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         )
     for row in rows:
         table.add_row(*row)
-    width = None if sys.stdout.isatty() else TABLE_COLUMNS_IN_A_FILE
+    width = None if is_terminal(sys.stdout) else TABLE_COLUMNS_IN_A_FILE
     Console(width=width, highlight=False, markup=False).print(table)
 
 

@@ -53,15 +53,20 @@ def attend(
     `implementation` is tried first; where it does not serve (`auto`: always) the others follow in
     the table's order. Raises UsageError for an unknown implementation.
     """
-    if implementation not in ("auto", *IMPLEMENTATIONS):
-        known = ", ".join(["auto", *IMPLEMENTATIONS])
-        raise UsageError(f"attention {implementation!r} is unknown; choose one of {known}")
+    check_implementation(implementation)
     for name in sorted(IMPLEMENTATIONS, key=lambda name: name != implementation):
         try:
             return IMPLEMENTATIONS[name](q, k, v, q_places, k_places)
         except NotImplementedError:
             continue
     raise NotImplementedError(f"no attention implementation serves q {q.shape}, k {k.shape}")
+
+
+def check_implementation(name: str) -> None:
+    """Raise UsageError unless attention can be computed in a way of this name."""
+    if name not in ("auto", *IMPLEMENTATIONS):
+        known = ", ".join(["auto", *IMPLEMENTATIONS])
+        raise UsageError(f"attention {name!r} is unknown; choose one of {known}")
 
 
 def merge(first: Attended, second: Attended) -> Attended:

@@ -7,6 +7,7 @@ takes its name when it is whole.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ import numpy as np
 
 from lwm_core import transformer, vqgan
 from lwm_core.config import ModelConfig, VQConfig
-from lwm_core.errors import OutputError, UsageError
+from lwm_core.errors import FormatError, OutputError, UsageError
 from lwm_core.tensor_files import TensorFiles, read_json, write_json, write_tensors
 
 CONFIG = "config.json"
@@ -29,21 +30,32 @@ VQGAN = "vqgan"
 Habits = Mapping[str, Mapping[str, Any]]
 """How a model likes to be sampled, by task: `{"draw": {"guidance": 3.0}}`."""
 
+_OURS = re.compile(
+    r"config\.json|tokenizer\.model|vqgan|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
+"""What a model directory consists of: anything else is somebody's, and never overwritten."""
+
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The sizes of the model in a directory."""
+    """The sizes of the model in a directory. Raises FormatError, ConfigError."""
     return ModelConfig.from_json(read_json(directory / CONFIG))
 
 
 def read_habits(directory: Path) -> Habits:
-    """The habits of sampling that a model directory carries."""
-    return read_json(directory / CONFIG).get("lwm", {}).get("defaults", {})
+    """The habits of sampling that a model directory carries. Raises FormatError."""
+    habits = read_json(directory / CONFIG).get("lwm", {}).get("defaults", {})
+    if not isinstance(habits, dict) or not all(isinstance(one, dict) for one in habits.values()):
+        raise FormatError(f"{directory / CONFIG}: lwm.defaults is no table of tables")
+    return habits
 
 
 def stored_dtype(directory: Path, config: ModelConfig) -> str:
-    """The number format of the weights in a directory; the first one tells for all."""
+    """The number format of the weights in a directory; the first one tells for all.
+
+    Raises FormatError.
+    """
     _, first = next(read_weights(directory, config))
     return first.dtype.name
 
@@ -78,12 +90,20 @@ def _stacked(files: TensorFiles, parameter: transformer.Parameter) -> np.ndarray
     return stack
 
 
+def read_image_config(folder: Path) -> VQConfig:
+    """The sizes of the image tokenizer in a folder. Raises FormatError, ConfigError."""
+    return VQConfig.from_json(read_json(folder / CONFIG))
+
+
 def read_vqgan(directory: Path) -> vqgan.VQGAN | None:
-    """The image tokenizer of a model directory, or None when it has none."""
+    """The image tokenizer of a model directory, or None when it has none.
+
+    Raises FormatError, ConfigError.
+    """
     folder = directory / VQGAN
     if not folder.is_dir():
         return None
-    config = VQConfig.from_json(read_json(folder / CONFIG))
+    config = read_image_config(folder)
     files = TensorFiles(folder)
     shapes = vqgan.shapes(config)
     tensors = {name: files.read(name, shape) for name, shape in shapes.items()}
@@ -162,8 +182,8 @@ def numpy_dtype(name: str) -> np.dtype:
 def new_directory(directory: Path, *, force: bool) -> Iterator[Path]:
     """A temporary folder that becomes `directory` when the block ends well, and else vanishes.
 
-    With `force` it takes the place of an older model, never of anything else; stopped at any time,
-    it leaves the one or the other.
+    With `force` it takes the place of an older model, never of anything else (`check_new`);
+    stopped at any time, it leaves the one or the other.
     """
     check_new(directory, force=force)
     holder: Path | None = None
@@ -191,6 +211,10 @@ def check_new(directory: Path, *, force: bool) -> None:
         return
     if not force:
         raise UsageError(f"{directory} exists; choose another name or overwrite it with --force")
-    is_model = (directory / CONFIG).is_file() or (directory / VQGAN).is_dir()
-    if not directory.is_dir() or (any(directory.iterdir()) and not is_model):
-        raise UsageError(f"{directory} is no model, so it is not overwritten; choose another name")
+    if not directory.is_dir():
+        raise UsageError(f"{directory} is a file; choose another name")
+    for entry in directory.iterdir():
+        if not _OURS.fullmatch(entry.name):
+            raise UsageError(
+                f"{directory} holds {entry.name}, which is no part of a model; choose another name"
+            )

@@ -10,6 +10,9 @@ from typing import Any
 
 from lwm_core.errors import ConfigError
 
+END_MARKERS = 2
+"""Vision ids after the codes: end of a frame, end of a picture or clip."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -41,10 +44,18 @@ class ModelConfig:
             raise ConfigError(
                 f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
             )
-        if self.vision_vocab and self.vision_vocab < self.vision_codes + 2:
+        if self.vision_vocab and self.vision_vocab < self.vision_codes + END_MARKERS:
             raise ConfigError(
                 f"vision_vocab {self.vision_vocab}: no room for {self.vision_codes} codes"
             )
+
+    def misfit(self, image: VQConfig) -> str | None:
+        """Why the model can't read the codes of an image tokenizer, or None if it can."""
+        if not self.vision_vocab:
+            return "the model has no ids for pictures"
+        if (image.codes, image.grid**2) != (self.vision_codes, self.frame_codes):
+            return f"the model's pictures are {self.frame_codes} of {self.vision_codes} codes"
+        return None
 
     @property
     def vocab(self) -> int:
@@ -116,14 +127,20 @@ _LEAST = {"text_vocab": 1, "vision_vocab": 0, "vision_codes": 1, "frame_codes": 
 """The sizes of the `lwm` block and the least that each may be."""
 
 
-def _whole(values: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
+def _whole(
+    values: Mapping[str, Any],
+    key: str,
+    default: int | None = None,
+    least: int = 1,
+    file: str = "config.json: ",
+) -> int:
     """A size or an id; `default` stands for one that is left out or null. Raises ConfigError."""
     value = values.get(key)
     value = default if value is None else value
     if value is None:
-        raise ConfigError(f"config.json: {key} is missing")
+        raise ConfigError(f"{file}{key} is missing")
     if type(value) is not int or value < least:
-        raise ConfigError(f"config.json: {key} is {value!r}, expected a whole number from {least}")
+        raise ConfigError(f"{file}{key} is {value!r}, expected a whole number from {least}")
     return value
 
 
@@ -181,6 +198,23 @@ class VQConfig:
     code_dim: int = 64
     groups: int = 32
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError, naming the key, for sizes that no model can have."""
+        sizes = {key: getattr(self, key) for key in _LEAST_OF_IMAGES}
+        for key, least in _LEAST_OF_IMAGES.items():
+            _whole(sizes, key, least=least, file="")
+        if not self.channel_mult:
+            raise ConfigError("channel_mult: a list of numbers above 0 is needed")
+        for factor in self.channel_mult:
+            _whole({"channel_mult": factor}, "channel_mult", file="")
+        halvings = len(self.channel_mult) - 1
+        if self.resolution % 2**halvings:
+            raise ConfigError(f"resolution: {self.resolution} can't be halved {halvings} times")
+        for factor in (1, *self.channel_mult):
+            channels = factor * self.base_channels
+            if channels % min(self.groups, channels):
+                raise ConfigError(f"groups: {self.groups} do not share {channels} channels evenly")
+
     @property
     def grid(self) -> int:
         """Side of the square of codes that stands for one picture."""
@@ -192,11 +226,23 @@ class VQConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> VQConfig:
-        """Read a `vqgan/config.json`. Raises ConfigError naming an unknown key."""
+        """Read a `vqgan/config.json`. Raises ConfigError naming a wrong or unknown key."""
         try:
             return cls(**{**values, "channel_mult": tuple(values["channel_mult"])})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ConfigError) as error:
             raise ConfigError(f"vqgan/config.json: {error}") from error
+
+
+_LEAST_OF_IMAGES = {
+    "resolution": 1,
+    "base_channels": 1,
+    "res_blocks": 0,
+    "latent_channels": 1,
+    "codes": 1,
+    "code_dim": 1,
+    "groups": 1,
+}
+"""The sizes of an image tokenizer and the least that each may be."""
 
 
 def _llama(hidden: int, intermediate: int, layers: int, heads: int, length: int) -> ModelConfig:

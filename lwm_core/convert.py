@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from lwm_core.errors import FormatError, UsageError
 from lwm_core.formats.lwm_jax import load_lwm_jax
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
-from lwm_core.load import STREAM, find_model, named_path
+from lwm_core.load import STREAM, find_model
 from lwm_core.types import Progress
 
 LOG = logging.getLogger(__name__)
@@ -46,7 +45,6 @@ def convert(
     src: str,
     dst: Path,
     *,
-    to: Literal["lwm"] = "lwm",
     like: str | None = None,
     dtype: str | None = None,
     force: bool = False,
@@ -60,7 +58,7 @@ def convert(
     unknown, FormatError for damaged sources, OutputError when `dst` can't be written.
     """
     checkpoint.check_new(dst, force=force)
-    path = named_path(src)
+    path = registry.named_path(src)
     if path is None or not path.is_file():
         path = find_model(src)
     if path.is_file() or not (path / checkpoint.CONFIG).is_file():
@@ -124,7 +122,7 @@ def _original(src: str, path: Path, like: str | None) -> Source:
 
 def _sizes(src: str, like: str | None) -> tuple[int, float, int]:
     """Heads, rotary base and context of a model of the original."""
-    path = named_path(like) if like else None
+    path = registry.named_path(like) if like else None
     if path and path.is_dir():
         config = checkpoint.read_config(path)
         return config.heads, config.rope_theta, config.max_length

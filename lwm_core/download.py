@@ -66,10 +66,15 @@ def local_path(model: registry.Card | str, *, revision: str | None = None) -> Pa
     return next((path for path in found if path), None)
 
 
+def is_repository(name: str) -> bool:
+    """Whether a name is written as a hub repository, `owner/repository`."""
+    return bool(_REPOSITORY.fullmatch(name))
+
+
 def _repository(name: str) -> str:
     """The hub repository that a name stands for; one written out stands for itself."""
     card = registry.find(name)
-    if card is None and _REPOSITORY.fullmatch(name):
+    if card is None and is_repository(name):
         return name
     repositories = registry.get(name).repositories
     written = [each for each in repositories if each.lower() == name.strip().lower()]
@@ -95,8 +100,17 @@ def _is_whole(directory: Path, repository: str) -> bool:
     weights = {path.name for pattern in _WEIGHTS for path in directory.glob(pattern)}
     if any(not _SHARD.fullmatch(name) for name in weights):
         return True
-    indexes = [json.loads(path.read_text()) for path in directory.glob("*.index.json")]
-    return any(weights.issuperset(index["weight_map"].values()) for index in indexes)
+    return any(
+        weights.issuperset(shards) for shards in map(_shards, directory.glob("*.index.json"))
+    )
+
+
+def _shards(index: Path) -> set[str | None]:
+    """The files that an index names; one that is damaged names none that could be there."""
+    try:
+        return set(json.loads(index.read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {None}
 
 
 def _fetch(

@@ -19,6 +19,13 @@ class ModelNotFound(UsageError):
     """No model of that name; the message suggests the nearest."""
 
 
+class TextOnly(UsageError):
+    """A model that neither sees nor makes pictures, where that was asked for."""
+
+    def __init__(self, model: str):
+        super().__init__(f"{model} knows text only; -m nano sees and makes pictures")
+
+
 class ContextTooLong(UsageError):
     """The input does not fit the context; the message says what would fit."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from lwm_core import vqgan
 from lwm_core.decode import generate
-from lwm_core.errors import ContextTooLong, UsageError
+from lwm_core.errors import ContextTooLong, TextOnly
 from lwm_core.load import LoadedModel
 from lwm_core.media import prepare
 from lwm_core.sampling import Sampling
@@ -24,8 +25,18 @@ OnProgress = Callable[[Progress], None]
 
 
 def encode_media(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
-    """Frames of any size, uint8 `[F, H, W, 3]`, to codes, int32 `[F, frame_codes]`."""
+    """Frames of any size, uint8 `[F, H, W, 3]`, to codes, int32 `[F, frame_codes]`.
+
+    Raises TextOnly, and ContextTooLong, before any work, for
+    more frames than its context holds.
+    """
     image = _image_tokenizer(model)
+    room = model.config.max_length // model.layout.frame_tokens
+    if len(frames) > room:
+        raise ContextTooLong(
+            f"{len(frames)} frames are more than the context of {model.name} holds "
+            f"({model.config.max_length} tokens): show at most {room} (--frames)"
+        )
     pixels = vqgan.to_unit(prepare(frames, image.config.resolution))
     return vqgan.in_batches(lambda part: vqgan.encode(image, part), pixels, BATCH)
 
@@ -38,7 +49,7 @@ def decode_frames(model: LoadedModel, codes: np.ndarray) -> np.ndarray:
 
 def _image_tokenizer(model: LoadedModel) -> vqgan.VQGAN:
     if model.vqgan is None:
-        raise UsageError(f"{model.name} has no image tokenizer: it reads and writes text only")
+        raise TextOnly(model.name)
     return model.vqgan
 
 
@@ -50,7 +61,7 @@ def reply(
     max_tokens: int,
     on_progress: OnProgress | None = None,
 ) -> Iterator[str]:
-    """The assistant's answer to a conversation, piece by piece as it is written.
+    """The assistant's answer to a conversation, piece by piece as it is written, without guidance.
 
     Ends at the end id or where the context is full. Raises ContextTooLong when the conversation
     leaves no room for an answer; the message says how many frames would fit.
@@ -64,7 +75,7 @@ def reply(
         model,
         [prompt],
         modality="text",
-        sampling=sampling,
+        sampling=replace(sampling, guidance=1.0),
         max_tokens=min(max_tokens, room),
         on_progress=on_progress,
     ):
@@ -78,10 +89,10 @@ def _too_long(model: LoadedModel, messages: Sequence[Message], length: int) -> s
     """What to say when a conversation does not fit, in frames if it has any."""
     message = f"{length} tokens are more than the {model.config.max_length} of {model.name}"
     frames = sum(len(codes) for one in messages for codes in one.media)
-    if not frames:
-        return f"{message}: shorten the text"
     over = -(-(length + 1 - model.config.max_length) // model.layout.frame_tokens)
-    return f"{message}: show at most {max(frames - over, 0)} frames (--frames), not {frames}"
+    if frames <= over:
+        return f"{message}: shorten the text"
+    return f"{message}: show at most {frames - over} frames (--frames), not {frames}"
 
 
 def complete(
@@ -92,13 +103,13 @@ def complete(
     max_tokens: int,
     on_progress: OnProgress | None = None,
 ) -> list[str]:
-    """What the model writes behind each prompt, all in one batch."""
+    """What the model writes behind each prompt, all in one batch, without guidance."""
     ids = [model.tokenizer.encode(prompt) for prompt in prompts]
     parts = generate(
         model,
         ids,
         modality="text",
-        sampling=sampling,
+        sampling=replace(sampling, guidance=1.0),
         max_tokens=max_tokens,
         on_progress=on_progress,
     )
@@ -136,14 +147,18 @@ def film(
     wish = make_prompt(model.tokenizer, prompt, "video")
     room = (model.config.max_length - len(wish)) // model.layout.frame_tokens
     if frames > room:
+        what_to_do = f"make at most {room} (--frames)" if room > 0 else "shorten the prompt"
         raise ContextTooLong(
-            f"{frames} frames are more than the context of {model.name} holds "
-            f"({model.config.max_length} tokens): make at most {max(room, 0)} (--frames)"
+            f"{frames} frames and a prompt of {len(wish)} tokens are more than the context of "
+            f"{model.name} holds ({model.config.max_length} tokens): {what_to_do}"
         )
+    first = np.zeros((0, model.config.frame_codes), np.int32)
     for event in draw(model, [prompt], sampling=image_sampling, preview=preview):
         yield event
-        if isinstance(event, Frame) and event.complete and frames > 1:
-            yield from _frames(model, [wish], event.codes[None], frames - 1, sampling, preview)
+        if isinstance(event, Frame) and event.complete:
+            first = event.codes[None]
+    if frames > 1:
+        yield from _frames(model, [wish], first, frames - 1, sampling, preview)
 
 
 def _frames(

@@ -9,6 +9,7 @@ architecture in bfloat16, and the image tokenizer in float32.
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -117,6 +118,15 @@ _BY_NAME = {
 def find(name: str) -> Card | None:
     """The card called `name`: a name, an alias or a hub repository, in upper or lower case."""
     return _BY_NAME.get(name.strip().lower())
+
+
+def named_path(name: str) -> Path | None:
+    """The path that `name` writes, or None where it is the bare name of a known model.
+
+    So a folder that happens to be called `nano` hides no model; `./nano` is the folder.
+    """
+    path = Path(os.path.expanduser(name))  # Path's own raises for ~nobody
+    return None if path.name == name and find(name) else path
 
 
 def get(name: str) -> Card:

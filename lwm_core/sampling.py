@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import jax
@@ -27,9 +28,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         checks = {
-            "temperature": (self.temperature >= 0, "at least 0"),
+            "temperature": (0 <= self.temperature < math.inf, "at least 0 and finite"),
             "top-k": (self.top_k >= 0, "at least 0"),
             "top-p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "guidance": (0 <= self.guidance < math.inf, "at least 0 and finite"),
         }
         for name, (right, bounds) in checks.items():
             if not right:

@@ -50,15 +50,14 @@ class TensorFiles:
 
     def __init__(self, directory: Path):
         if (directory / INDEX).exists():
-            places = read_json(directory / INDEX).get("weight_map", {})
+            places = read_json(directory / INDEX).get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+                raise FormatError(f"{directory / INDEX}: weight_map is no table of file names")
             self._files = {name: directory / Path(file).name for name, file in places.items()}
         else:
             whole = directory / WEIGHTS
             self._files = dict.fromkeys(_open(whole).keys(), whole)
         self._opened: dict[Path, Any] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._files
 
     def read(self, name: str, shape: Shape) -> np.ndarray:
         """One tensor. Raises FormatError when it is missing or has another shape."""

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import sentencepiece
 
-from lwm_core.errors import FormatError, OutputError, TrainingError, UsageError
+from lwm_core.atomic import replacing
+from lwm_core.errors import FormatError, TrainingError, UsageError
 
 SPACE = "▁"
 """How SentencePiece writes a space inside a piece (U+2581)."""
@@ -232,18 +233,8 @@ def train_tokenizer(
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2]  # after the place in SentencePiece's source
         raise TrainingError(f"can't train a tokenizer of {vocab_size} pieces: {reason}") from error
-    _write(Path(path), model.getvalue())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write `data` to `path` whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: can't write the tokenizer: {error.strerror}") from error
+    with replacing(path) as temporary:
+        temporary.write_bytes(model.getvalue())
 
 
 def _read_pieces(model: bytes) -> list[Piece]:

@@ -39,7 +39,8 @@ class NormSilu(nnx.Module):
             return sums.reshape(batch, self.groups, size).sum(axis=-1) / (height * width * size)
 
         mean = group_mean(x)
-        inverse = jax.lax.rsqrt(group_mean(x * x) - mean**2 + 1e-6)
+        variance = jnp.maximum(group_mean(x * x) - mean**2, 0.0)  # rounding may go below
+        inverse = jax.lax.rsqrt(variance + 1e-6)
         scale = jnp.repeat(inverse, size, axis=1) * self.scale[...]
         shift = self.bias[...] - jnp.repeat(mean, size, axis=1) * scale
         return nnx.silu(x * scale[:, None, None] + shift[:, None, None])

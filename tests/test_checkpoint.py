@@ -116,8 +116,11 @@ def test_existing_directories(tmp_path: Path, tokenizer: Path) -> None:
     (target / "photo.jpg").touch()
     with pytest.raises(UsageError, match="--force"):
         checkpoint.check_new(target, force=False)
-    with pytest.raises(UsageError, match="no model"):
+    (target / "config.json").touch()  # many things have one
+    with pytest.raises(UsageError, match=r"photo\.jpg, which is no part of a model"):
         checkpoint.check_new(target, force=True)
+    with pytest.raises(UsageError, match="is a file"):
+        checkpoint.check_new(target / "photo.jpg", force=True)
     (target / "photo.jpg").unlink()
     for _ in range(2):  # over an empty folder, then over a model
         checkpoint.write_model(target, CONFIG, WEIGHTS.items(), tokenizer=tokenizer, force=True)

@@ -23,6 +23,7 @@ from lwm_core.load import LoadedModel, find_model, load_model
 from lwm_core.mesh import make_mesh
 from lwm_core.sampling import Sampling
 from lwm_core.tokenizer import Tokenizer
+from lwm_core.tokens import make_prompt, unconditional_prompt
 from lwm_core.types import Frame, Progress
 
 GREEDY = Sampling(temperature=0.0)
@@ -180,6 +181,52 @@ def test_a_film_goes_on_from_its_first_picture(tiny: LoadedModel) -> None:
     assert sorted(set(phases), key=phases.index) == ["drawing", "filming"]
     last = next(event for event in reversed(events) if isinstance(event, Progress))
     assert last.done == last.total == 2 * 65
+
+
+def test_a_guided_film_leads_away_from_no_wish(tiny: LoadedModel) -> None:
+    """What goes on without a wish has seen the same first picture."""
+    guided = Sampling(top_k=1, guidance=3)
+    events = film(tiny, "x", frames=3, sampling=guided, image_sampling=GREEDY)
+    first, *others = whole_frames(events)
+    past = tiny.layout.frames(first.codes[None], closed=False)
+    wishes = [make_prompt(tiny.tokenizer, "x", "video"), unconditional_prompt(tiny.tokenizer)]
+    drawn = generate(
+        tiny,
+        [[*wish, *past] for wish in wishes],
+        modality="vision",
+        sampling=guided,
+        max_tokens=130,
+        stops=False,
+    )
+    codes = drawn.reshape(2, 65)[:, :64] - tiny.layout.offset
+    assert np.array_equal([frame.codes for frame in others], codes)
+
+
+def test_prompts_that_leave_no_room(tiny: LoadedModel) -> None:
+    long = "a red circle " * 400
+    for what in (
+        film(tiny, long, frames=1, sampling=GREEDY, image_sampling=GREEDY),
+        reply(tiny, [Message("user", long)], sampling=GREEDY, max_tokens=9),
+        reply(
+            tiny,
+            [Message("user", long, (np.zeros((1, 64), np.int32),))],
+            sampling=GREEDY,
+            max_tokens=9,
+        ),
+    ):
+        with pytest.raises(ContextTooLong, match=r"shorten the (prompt|text)"):
+            next(iter(what))
+    with pytest.raises(ContextTooLong, match=r"show at most 15 \(--frames\)"):
+        encode_media(tiny, np.zeros((16, 8, 8, 3), np.uint8))
+
+
+def test_guidance_is_for_pictures(tiny: LoadedModel) -> None:
+    guided = Sampling(temperature=0, guidance=2.0)
+    said = [
+        "".join(reply(tiny, [Message("user", "x")], sampling=s, max_tokens=9))
+        for s in (GREEDY, guided)
+    ]
+    assert said[0] == said[1]
 
 
 def test_frames_fill_up_as_they_come(tiny: LoadedModel) -> None:

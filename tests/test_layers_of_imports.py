@@ -112,8 +112,13 @@ def test_packages_that_are_imported_are_declared() -> None:
     declared = {re.match(r"[\w-]+", line)[0].replace("_", "-") for line in project["dependencies"]}
     owners = packages_distributions()
     roots = {name.split(".")[0] for path in (*CORE_FILES, *CLI_FILES) for name in imports(path)}
-    for root in roots - sys.stdlib_module_names - {"lwm_core", "lwm_cli"}:
-        assert declared & {owner.lower().replace("_", "-") for owner in owners[root]}, root
+    used = {
+        root: {owner.lower().replace("_", "-") for owner in owners[root]}
+        for root in roots - sys.stdlib_module_names - {"lwm_core", "lwm_cli"}
+    }
+    for root, names in used.items():
+        assert declared & names, root
+    assert declared <= set().union(*used.values())
 
 
 @pytest.mark.parametrize("path", [*CORE_FILES, *CLI_FILES], ids=relative)

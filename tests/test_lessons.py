@@ -145,7 +145,7 @@ def test_codes_stand_where_they_belong(lessons: Lessons) -> None:
     places = [i for i, lesson in enumerate(taken) if any(lesson is one for one in packed)]
     assert max(places) >= len(places)  # after some that was refused
     codes = batch.inputs[batch.inputs >= LAYOUT.offset]
-    assert len(set(codes.tolist())) > LAYOUT.codes // 2
+    assert len(set(codes.tolist())) > LAYOUT.codes // 4
 
 
 def test_prose_counts_a_little(lessons: Lessons) -> None:
@@ -159,7 +159,7 @@ def test_prose_counts_a_little(lessons: Lessons) -> None:
     [{"sing": 1.0}, {"see": -1.0}, {"see": 0.0}, {"see": float("nan")}, {"see": float("inf")}],
 )
 def test_a_mix_that_cannot_be_meant_is_refused(mix: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"stages\.mix"):
+    with pytest.raises(ConfigError, match=r"^mix"):
         stage(**mix)
 
 

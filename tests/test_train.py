@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from recipes import IMAGE, TEXT, changed
 
-from lwm_core import checkpoint, transformer, vqgan
+from lwm_core import atomic, checkpoint, transformer, vqgan
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError, FormatError, OutputError, TrainingError, UsageError
 from lwm_core.load import load_model
@@ -87,6 +87,22 @@ def test_codes_that_look_alike_begin_alike() -> None:
     )
 
 
+@pytest.mark.parametrize("killed_after", [2, 4])
+def test_an_image_tokenizer_killed_and_resumed(killed_after: int, tmp_path: Path) -> None:
+    """Before or after its decoder begins to learn alone; nothing tells it from another run."""
+    recipe = {**IMAGE, "steps": 5, "drawing_steps": 2, "save_every": 1}
+    list(train(recipe, output=tmp_path / "whole"))
+    begun = train(recipe, output=tmp_path / "killed")
+    assert next(e for e in begun if (e.kind, e.step) == ("checkpoint", killed_after))
+    begun.close()
+    list(train(recipe, output=tmp_path / "killed", resume=True))
+    ours, theirs = (
+        (tmp_path / name / "model/vqgan/model.safetensors").read_bytes()
+        for name in ("whole", "killed")
+    )
+    assert ours == theirs
+
+
 def test_killed_and_resumed_is_uninterrupted(text: dict[str, Any], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     events = list(train(text, output=whole))
@@ -122,7 +138,7 @@ def test_lines_of_metrics_survive_being_killed_at_once(
     def killed(*paths: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.os, "replace", killed)
+    monkeypatch.setattr(atomic.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         loop._rewind(run / "metrics.jsonl", 1)
     assert metrics(run) == before
@@ -163,6 +179,8 @@ def test_schedules_may_change_on_the_way(run: Path) -> None:
     assert [line["step"] for line in metrics(run)] == [1, 2, 3]
     written = json.loads((run / "recipe.json").read_text())
     assert (written["steps"], written["optimizer"]["rate"]) == (3, 1e-4)
+    with pytest.raises(ConfigError, match=r"^steps: 2, but this run is at 3 already"):
+        next(train(IMAGE, output=run, resume=True))
 
 
 def test_runs_that_did_not_note_their_recipe_go_on(run: Path) -> None:
@@ -269,7 +287,8 @@ def test_pictures_need_an_image_tokenizer(kind: str, text: dict[str, Any], tmp_p
 
 def test_goes_on_from_a_model_that_sees(tiny_model: Path, tmp_path: Path, text: Any) -> None:
     stage = {**text["stages"][0], "length": 512, "mix": {"see": 0.5, "make": 0.5}}
-    recipe = {**text, "start_from": str(tiny_model), "stages": [stage]}
+    barely = {"rate": 1e-9, "end_rate": 1e-9, "warmup": 0}
+    recipe = {**text, "start_from": str(tiny_model), "stages": [stage], "optimizer": barely}
     del recipe["model"]
     list(train(recipe, output=tmp_path / "run"))
     (line,) = metrics(tmp_path / "run")
@@ -277,6 +296,8 @@ def test_goes_on_from_a_model_that_sees(tiny_model: Path, tmp_path: Path, text: 
     made = load_model(str(tmp_path / "run/model"))
     assert made.config == checkpoint.read_config(tiny_model)
     assert made.vqgan is not None
+    for name, weight in checkpoint.read_weights(tiny_model, made.config):
+        np.testing.assert_allclose(transformer.flatten(made.params)[name], weight, atol=1e-6)
 
 
 def test_goes_on_with_another_image_tokenizer(tiny_model: Path, tmp_path: Path, text: Any) -> None:
@@ -313,19 +334,19 @@ def test_metrics_that_can_not_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "words", "kind"),
     [
-        ("image_tokenizer", "nowhere", "nowhere"),
-        ("prose", ["nowhere.txt"], "nowhere.txt"),
-        ("start_from", "nowhere", "nowhere"),
+        ("image_tokenizer", "nowhere", "nowhere", ConfigError),
+        ("prose", ["nowhere.txt"], "nowhere.txt", UsageError),
+        ("start_from", "nowhere", "nowhere", UsageError),
     ],
 )
 def test_sources_that_are_not_there(
-    key: str, value: Any, words: str, text: dict[str, Any], tmp_path: Path
+    key: str, value: Any, words: str, kind: type, text: dict[str, Any], tmp_path: Path
 ) -> None:
     recipe = {**text, key: value}
     if key == "start_from":
         del recipe["model"]
-    with pytest.raises((UsageError, OutputError, ConfigError), match=words) as caught:
+    with pytest.raises(kind, match=words) as caught:
         next(train(recipe, output=tmp_path / "run"))
     assert "\n" not in str(caught.value)

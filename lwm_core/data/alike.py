@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from einops import rearrange
 from numpy.lib.stride_tricks import sliding_window_view
 
 
@@ -17,7 +18,7 @@ def stand_ins(frames: np.ndarray, grid: int) -> np.ndarray:
     side = frames.shape[1] // grid
     framed = np.pad(frames, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     windows = sliding_window_view(framed, (side + 2, side + 2), axis=(1, 2))[:, ::side, ::side]
-    patches = windows.reshape(len(frames) * grid * grid, -1)
+    patches = rearrange(windows, "f y x c h w -> (f y x) (c h w)")
     _, kinds, counts = np.unique(patches, axis=0, return_inverse=True, return_counts=True)
     by_kind = np.argsort(kinds.reshape(-1), kind="stable")
     middle = by_kind[np.cumsum(counts) - counts + counts // 2]

@@ -68,20 +68,18 @@ class Stage:
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("length", 1), ("rows", 1)):
             if getattr(self, name) < least:
-                raise ConfigError(
-                    f"stages.{name} is {getattr(self, name)}; it must be at least {least}"
-                )
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("frames", "characters"):
             low, high = getattr(self, name)
             if not 1 <= low <= high:
-                raise ConfigError(f"stages.{name}: {low} to {high} is no range from 1 upwards")
+                raise ConfigError(f"{name}: {low} to {high} is no range from 1 upwards")
         for kind, share in self.mix.items():
             if kind not in KINDS:
-                raise ConfigError(f"stages.mix.{kind}: no such kind; known are {', '.join(KINDS)}")
+                raise ConfigError(f"mix.{kind}: no such kind; known are {', '.join(KINDS)}")
             if not 0 <= share < math.inf:
-                raise ConfigError(f"stages.mix.{kind}: {share} is no share")
+                raise ConfigError(f"mix.{kind}: {share} is no share")
         if not sum(self.mix.values()):
-            raise ConfigError("stages.mix: at least one share above 0 is needed")
+            raise ConfigError("mix: at least one share above 0 is needed")
 
 
 class Lessons:

@@ -11,8 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from einops import rearrange
 
-from lwm_core.config import ModelConfig
+from lwm_core import transformer
+from lwm_core.config import END_MARKERS, ModelConfig
 from lwm_core.errors import ConfigError, FormatError
 from lwm_core.formats.streaming import read_streaming, streaming_keys
 
@@ -31,7 +33,6 @@ _KERNELS = {
     "w_up": "feed_forward/w3",
     "w_down": "feed_forward/w2",
 }
-_END_MARKERS = 2  # end of frame, end of vision
 
 
 def load_lwm_jax(
@@ -67,7 +68,7 @@ def load_lwm_jax(
     config = ModelConfig(
         text_vocab=text_vocab,
         vision_vocab=vision_vocab,
-        vision_codes=min(8192, vision_vocab - _END_MARKERS) if vision_vocab else 8192,
+        vision_codes=min(8192, vision_vocab - END_MARKERS) if vision_vocab else 8192,
         hidden=hidden,
         intermediate=tensors["layers.w_gate"].shape[1],
         layers=layers,
@@ -78,6 +79,10 @@ def load_lwm_jax(
         rope_theta=rope_theta,
         norm_eps=norm_eps,
     )
+    for name, parameter in transformer.parameters(config).items():
+        if tensors[name].shape != parameter.shape:
+            reason = f"{name} has shape {tensors[name].shape}, expected {parameter.shape}"
+            raise _not_a_model(path, reason)
     return config, tensors
 
 
@@ -144,6 +149,4 @@ def _same_shape(tensors: list[np.ndarray], name: str) -> None:
 
 def _to_halves(stack: np.ndarray, head_dim: int) -> np.ndarray:
     """`[L, out, in]` with the rows of each head moved from pairs `2j, 2j+1` to `j, j + H/2`."""
-    layers, rows, columns = stack.shape
-    pairs = stack.reshape(layers, -1, head_dim // 2, 2, columns)
-    return pairs.swapaxes(2, 3).reshape(layers, rows, columns)
+    return rearrange(stack, "l (n h two) i -> l (n two h) i", h=head_dim // 2, two=2)

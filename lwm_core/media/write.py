@@ -7,7 +7,6 @@ disk or Ctrl-C leaves what was there before and nothing else.
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -20,6 +19,7 @@ import numpy as np
 from av.error import FFmpegError
 from PIL import Image
 
+from lwm_core.atomic import replacing
 from lwm_core.errors import OutputError, UsageError
 
 PICTURE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -75,7 +75,7 @@ def write_image(path: str | os.PathLike[str], pixels: np.ndarray, *, force: bool
     Raises what `check_output` raises, and OutputError if writing fails.
     """
     path = check_output(path, PICTURE_SUFFIXES, force)
-    with replacing(path) as temporary:
+    with _encoding(path) as temporary:
         Image.fromarray(np.asarray(pixels)).save(temporary, **PICTURE_OPTIONS[path.suffix.lower()])
 
 
@@ -101,22 +101,19 @@ def write_video(
     first = next(pictures, None)
     if first is None:
         raise OutputError(f"there is no frame to write to {path}")
-    with replacing(path) as temporary:
+    with _encoding(path) as temporary:
         write(temporary, first, pictures, fps)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path`: what is written there takes its place if the block succeeds."""
-    path = Path(os.path.realpath(path))  # through a link: the file it points to is replaced
-    temporary = path.with_name(f".lwm-{secrets.token_hex(4)}{path.suffix}")
+def _encoding(path: Path) -> Iterator[Path]:
+    """Where to write a file that is to be `path`. Raises OutputError for what encoders refuse."""
     try:
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, FFmpegError) as problem:
-        raise OutputError(f"can't write {path}: {problem.strerror or problem}") from problem
-    finally:
-        temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            yield temporary
+    except (FFmpegError, ValueError) as problem:  # Pillow: more pixels than the format has
+        reason = getattr(problem, "strerror", None) or problem
+        raise OutputError(f"can't write {path}: {reason}") from problem
 
 
 def _write_mp4(path: Path, first: np.ndarray, rest: Iterator[np.ndarray], fps: float) -> None:

@@ -35,7 +35,8 @@ def drawing_step(
     """One update of the decoder from a batch; the next state and metrics."""
     model = nnx.merge(graph, state.params["model"])
     codes = model.encode(batch.pixels).reshape(-1)[batch.stand_ins]
-    latents = model.codebook[...][codes].reshape(len(codes), *2 * (model.config.grid,), -1)
+    grid = model.config.grid
+    latents = model.codebook[...][codes].reshape(len(codes), grid, grid, -1)
 
     def loss_of(drawing: Any) -> tuple[jax.Array, jax.Array]:
         decoder = nnx.merge(graph, state.params["model"] | drawing)

@@ -71,17 +71,16 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     drawing_optimizer: optax.GradientTransformation,
     seed: int,
-) -> tuple[nnx.GraphDef, ImageState]:
-    """A fresh model's structure and state."""
-    graph, weights = nnx.split(vqgan.create(config, seed), nnx.Param)
-    model = nnx.to_pure_dict(weights)
+) -> ImageState:
+    """The state of a fresh model."""
+    model = nnx.to_pure_dict(nnx.state(vqgan.create(config, seed), nnx.Param))
     readings = (config.code_dim, 1 + len(SHAPES))
     params = {"model": model, "reader": jax.random.normal(jax.random.key(seed), readings)}
     # No code is in use yet, so the first batch sets them all.
     unused = jnp.zeros(config.codes, jnp.float32)
     sums = jnp.zeros_like(model["codebook"])
     moments = optimizer.init(params), drawing_optimizer.init(drawing_params(params))
-    return graph, ImageState(jnp.int32(0), params, *moments, unused, sums)
+    return ImageState(jnp.int32(0), params, *moments, unused, sums)
 
 
 def _steepness(x: Array) -> jax.Array:

@@ -37,16 +37,15 @@ class ImageJob:
         self._drawing_from = recipe.steps - recipe.drawing_steps
         optimizer = make_optimizer(recipe.optimizer, self._drawing_from)
         drawing_optimizer = make_optimizer(recipe.optimizer, max(1, recipe.drawing_steps))
-        self._graph, self._start = initial_state(
-            recipe.model, optimizer, drawing_optimizer, recipe.seed
-        )
+        self._optimizers = optimizer, drawing_optimizer
+        self._graph, _ = nnx.split(nnx.eval_shape(lambda: vqgan.create(recipe.model)))
         step = partial(image_step, self._graph, optimizer, recipe.seed, recipe.free_steps)
         self._step = jax.jit(step, donate_argnums=0)
         drawing = partial(drawing_step, self._graph, drawing_optimizer)
         self._drawing_step = jax.jit(drawing, donate_argnums=0)
 
     def initial_state(self) -> Any:
-        return self._start
+        return initial_state(self.recipe.model, *self._optimizers, self.recipe.seed)
 
     def step(self, state: Any, batch: Pictures | Drawings) -> tuple[Any, dict[str, jax.Array]]:
         if isinstance(batch, Drawings):

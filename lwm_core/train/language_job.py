@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lwm_core import checkpoint, transformer, vqgan, world
-from lwm_core.config import ModelConfig
+from lwm_core.config import END_MARKERS, ModelConfig
 from lwm_core.data.lessons import Lessons
 from lwm_core.errors import ConfigError
 from lwm_core.needle import read_haystack
@@ -53,8 +53,8 @@ class LanguageJob:
         self.config = (
             checkpoint.read_config(source) if source else self._config(self._tokenizer.vocab_size)
         )
-        if self.image and source:
-            _check_fit(self.image, self.config, f"image_tokenizer: {seen} does not fit {source}")
+        if self.image and (reason := self.config.misfit(self.image.config)):
+            raise ConfigError(f"image_tokenizer: {seen} does not fit {source}: {reason}")
         self._source = source
         self._optimizer = make_optimizer(recipe.optimizer, recipe.steps)
         self._lessons = Lessons(
@@ -72,11 +72,11 @@ class LanguageJob:
         assert size is not None  # the recipe has checked it
         vision: dict[str, int] = {}
         if self.image:
-            codes, frame_codes = _vision(self.image)
+            image = self.image.config
             vision = {
-                "vision_vocab": codes + 2,
-                "vision_codes": codes,
-                "frame_codes": frame_codes,
+                "vision_vocab": image.codes + END_MARKERS,
+                "vision_codes": image.codes,
+                "frame_codes": image.grid**2,
             }
         return ModelConfig(
             text_vocab=text_vocab,
@@ -121,21 +121,6 @@ class LanguageJob:
             image=self.image,
             defaults=self.recipe.defaults,
             force=True,
-        )
-
-
-def _vision(image: vqgan.VQGAN) -> tuple[int, int]:
-    """How many codes there are, and how many of them make a picture."""
-    return image.config.codes, image.config.grid**2
-
-
-def _check_fit(image: vqgan.VQGAN, config: ModelConfig, misfit: str) -> None:
-    """Raise ConfigError that begins with `misfit` unless the model has ids for these codes."""
-    if not config.vision_vocab:
-        raise ConfigError(f"{misfit}, which has no ids for pictures")
-    if _vision(image) != (config.vision_codes, config.frame_codes):
-        raise ConfigError(
-            f"{misfit}, whose pictures are {config.frame_codes} of {config.vision_codes} codes"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from lwm_core import backend
+from lwm_core.atomic import write_text
 from lwm_core.errors import ConfigError, FormatError, OutputError, TrainingError, UsageError
 from lwm_core.train.events import TrainEvent
 from lwm_core.train.jobs import Job, make_job
@@ -79,10 +79,10 @@ def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, first: int) -> Job:
     FormatError as `train` does.
     """
     path = output / RECIPE
-    if first and path.exists():  # runs of older versions have none
+    if first and path.exists():  # whoever removed a damaged one goes on without
         _compare(recipe, path)
     job = make_job(recipe, output, begins=not first)
-    _write(path, json.dumps(to_document(recipe), indent=2) + "\n")
+    write_text(path, json.dumps(to_document(recipe), indent=2) + "\n")
     return job
 
 
@@ -103,14 +103,7 @@ def _rewind(path: Path, step: int) -> None:
     if path.exists():
         with path.open(encoding="utf-8", errors="replace") as metrics:
             kept = [line for line in metrics if _step_of(line) <= step]
-        _write(path, "".join(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+        write_text(path, "".join(kept))
 
 
 def _step_of(line: str) -> float:
@@ -125,10 +118,12 @@ def _steps(
     job: Job, checkpoints: ocp.CheckpointManager, first: int, output: Path
 ) -> Iterator[TrainEvent]:
     """Take the steps after `first`, and save now and then what is worth keeping."""
-    state = job.initial_state()
-    if first:
-        restore = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, state))
-        state = checkpoints.restore(first, args=restore)
+    if first > job.steps:
+        raise ConfigError(f"steps: {job.steps}, but this run is at {first} already; raise them")
+    if not first:
+        state = job.initial_state()
+    else:
+        state = checkpoints.restore(first, args=ocp.args.StandardRestore(_shapes(job)))
     yield TrainEvent("start", first, job.steps)
     if first >= job.steps:  # a run that was killed between its last checkpoint and its model
         job.export(state, output / "model")
@@ -158,11 +153,23 @@ def _steps(
     yield TrainEvent("done", job.steps, job.steps, path=str(output / "model"))
 
 
+def _shapes(job: Job) -> Any:
+    """Shapes, dtypes and places of a job's state, without making it."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+        jax.eval_shape(job.initial_state),
+    )
+
+
 def _batches(job: Job, first: int) -> Iterator[tuple[int, Any]]:
     """Batches from number `first` on with the step that each completes, made in a thread."""
-    with ThreadPoolExecutor(1) as maker:
-        coming: list[Future] = []
+    maker = ThreadPoolExecutor(1)
+    coming: list[Future] = []
+    try:
         for index in range(first, job.steps):
             while len(coming) < AHEAD and index + len(coming) < job.steps:
                 coming.append(maker.submit(job.batch, index + len(coming)))
             yield index + 1, coming.pop(0).result()
+    finally:
+        maker.shutdown(cancel_futures=True)

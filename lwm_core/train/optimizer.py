@@ -31,7 +31,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "muon"):
-            raise ConfigError(f"optimizer.name is {self.name!r}; choose 'adamw' or 'muon'")
+            raise ConfigError(f"name is {self.name!r}; choose 'adamw' or 'muon'")
         checks = {
             "rate": (0 < self.rate < math.inf, "above 0"),
             "end_rate": (0 <= self.end_rate < math.inf, "at least 0"),
@@ -43,7 +43,7 @@ class OptimizerConfig:
         }
         for name, (right, bounds) in checks.items():
             if not right:
-                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}; it must be {bounds}")
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be {bounds}")
 
 
 def _matrices(params: Any) -> Any:

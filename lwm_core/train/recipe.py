@@ -27,6 +27,7 @@ TASKS = ("chat", "see", "draw", "film")
 ADJUSTABLE = frozenset(
     {
         "steps",
+        "drawing_steps",
         "stages",
         "save_every",
         "defaults",
@@ -38,12 +39,12 @@ ADJUSTABLE = frozenset(
 """Keys that may change when a run goes on: how long, on what and how fast it learns."""
 
 
-def _at_least(least: int, table: object, prefix: str, *names: str) -> None:
+def _at_least(least: int, table: object, *names: str) -> None:
     """Raise ConfigError unless these values of a table are `least` or more."""
     for name in names:
         value = getattr(table, name)
         if value < least:
-            raise ConfigError(f"{prefix}{name} is {value}; it must be at least {least}")
+            raise ConfigError(f"{name} is {value}; it must be at least {least}")
 
 
 def _check_seed(seed: int) -> None:
@@ -70,29 +71,13 @@ class ImageRecipe:
     drawing_steps: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "", "steps", "batch", "save_every")
-        _at_least(0, self, "", "free_steps", "drawing_steps")
+        _at_least(1, self, "steps", "batch", "save_every")
+        _at_least(0, self, "free_steps", "drawing_steps")
         if self.drawing_steps >= self.steps:
             raise ConfigError(
                 f"drawing_steps is {self.drawing_steps}; it must be below steps, {self.steps}"
             )
         _check_seed(self.seed)
-        sizes = ("resolution", "base_channels", "latent_channels", "codes", "code_dim", "groups")
-        _at_least(1, self.model, "model.", *sizes)
-        _at_least(0, self.model, "model.", "res_blocks")
-        if not self.model.channel_mult or min(self.model.channel_mult) < 1:
-            raise ConfigError("model.channel_mult: a list of numbers above 0 is needed")
-        halvings = len(self.model.channel_mult) - 1
-        if self.model.resolution % 2**halvings:
-            raise ConfigError(
-                f"model.resolution: {self.model.resolution} can't be halved {halvings} times"
-            )
-        for factor in (1, *self.model.channel_mult):
-            channels = factor * self.model.base_channels
-            if channels % min(self.model.groups, channels):
-                raise ConfigError(
-                    f"model.groups: {self.model.groups} do not share {channels} channels evenly"
-                )
 
 
 @dataclass(frozen=True)
@@ -109,14 +94,16 @@ class TransformerSize:
     tie_embeddings: bool = True
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "model.", "hidden", "intermediate", "layers", "heads", "max_length")
-        _at_least(0, self, "model.", "kv_heads")
+        _at_least(1, self, "hidden", "intermediate", "layers", "heads", "max_length")
+        _at_least(0, self, "kv_heads")
         if not 0 < self.rope_theta < math.inf:
-            raise ConfigError(f"model.rope_theta is {self.rope_theta}; it must be above 0")
+            raise ConfigError(f"rope_theta is {self.rope_theta}; it must be above 0")
         if self.hidden % (2 * self.heads):
             raise ConfigError(
-                f"model.heads: {self.heads} do not share {self.hidden} evenly, in even sizes"
+                f"heads: {self.heads} do not share {self.hidden} evenly, in even sizes"
             )
+        if self.heads % (self.kv_heads or self.heads):
+            raise ConfigError(f"kv_heads: {self.kv_heads} do not share {self.heads} heads evenly")
 
 
 @dataclass(frozen=True)
@@ -146,8 +133,14 @@ class LanguageRecipe:
             raise ConfigError("model, start_from: give exactly one of them")
         if self.steps < 1:
             raise ConfigError("stages: at least one [[stages]] table with steps is needed")
-        _at_least(1, self, "", "tokenizer", "save_every")
+        _at_least(1, self, "tokenizer", "save_every")
         _check_seed(self.seed)
+        for index, stage in enumerate(self.stages):
+            if self.model and stage.length > self.model.max_length:
+                raise ConfigError(
+                    f"stages[{index}].length is {stage.length}, more than model.max_length, "
+                    f"{self.model.max_length}"
+                )
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         for task, habits in self.defaults.items():
@@ -217,7 +210,11 @@ def _build(cls: type[T], values: Mapping[str, Any], prefix: str) -> T:
         required = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
         if required and name not in values:
             raise ConfigError(f"{prefix}{name}: missing")
-    return cls(**{k: _convert(hints[k], v, f"{prefix}{k}") for k, v in values.items()})
+    converted = {k: _convert(hints[k], v, f"{prefix}{k}") for k, v in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from error
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:

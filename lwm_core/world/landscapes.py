@@ -42,10 +42,6 @@ class LandscapeScene(Scene):
         """There are no shapes to name."""
         return np.zeros((self.frames, grid, grid), np.int32)
 
-    def caption(self) -> str:
-        """`fireworks over a city`."""
-        return TALES[self.name].caption
-
     def prompt(self, rng: np.random.Generator) -> str:
         """A wish for this scene, as a user would type it."""
         tale = TALES[self.name]

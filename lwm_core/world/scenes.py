@@ -45,10 +45,6 @@ class Scene(ABC):
         """
 
     @abstractmethod
-    def caption(self) -> str:
-        """The canonical description."""
-
-    @abstractmethod
     def prompt(self, rng: np.random.Generator) -> str:
         """A wish for this scene, as a user would type it."""
 

@@ -156,7 +156,7 @@ def _colour(rng: np.random.Generator, name: str, purpose: Purpose) -> Colour:
 def _visible_colour(
     rng: np.random.Generator, name: str, ground: Colour, purpose: Purpose
 ) -> Colour:
-    """A colour called `name` that stands out from the ground."""
+    """A colour called `name`: of 8 tries the first that stands out from the ground."""
     for _ in range(8):
         colour = _colour(rng, name, purpose)
         if np.abs(np.subtract(colour, ground)).max() >= LEAST_CONTRAST:
@@ -201,7 +201,7 @@ Path = tuple[np.ndarray, np.ndarray]  # centre [F, 2] and diameter [F]
 def _paths(
     rng: np.random.Generator, things: list[words.Thing], frames: int, purpose: Purpose
 ) -> list[Path]:
-    """A path for every shape, such that they don't touch in the first frame."""
+    """A path for every shape: of 60 tries the first in which they don't touch at the start."""
     largest = LARGEST if len(things) == 1 else LARGEST_OF_TWO
     path = _path if purpose == "see" else _steady_path
     for _ in range(60):

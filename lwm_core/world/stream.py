@@ -1,12 +1,12 @@
 """The endless stream: numbered examples of everything the embedded model learns from.
 
-Example `index` of a stream is a function of the seed and the index alone, so that a stream
-can be resumed anywhere and shared out among workers.
+Example `index` of a stream is a function of the seed and the index alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,11 +43,54 @@ def sample_scene(rng: np.random.Generator, *, frames: int, purpose: Purpose) -> 
     return sample(rng, frames=frames, purpose=purpose)
 
 
-def _retrieval(rng: np.random.Generator, haystack: str, characters: int) -> Exchange:
+@dataclass(frozen=True)
+class _Range:
+    """What the examples of a stream may be like."""
+
+    haystack: str
+    size: int
+    frames: tuple[int, int]
+    characters: tuple[int, int]
+
+    def length(self, rng: np.random.Generator) -> int:
+        """The frames of one clip."""
+        return int(rng.integers(self.frames[0], self.frames[1] + 1))
+
+
+def _see(rng: np.random.Generator, given: _Range) -> Example:
+    scene = sample_scene(rng, frames=given.length(rng), purpose="see")
+    return Example("see", scene.questions(rng, int(rng.integers(2, 5))), scene.render(given.size))
+
+
+def _make(rng: np.random.Generator, given: _Range) -> Example:
+    scene = sample_scene(rng, frames=given.length(rng), purpose="make")
+    return Example("make", [(scene.prompt(rng), "")], scene.render(given.size))
+
+
+def _move(rng: np.random.Generator, given: _Range) -> Example:
+    scene = sample_moving(rng, frames=max(2, given.length(rng)))
+    return Example("move", [(scene.caption(), "")], scene.render(given.size))
+
+
+def _retrieval(rng: np.random.Generator, given: _Range) -> Example:
     """Mostly one needle, as in the plain test."""
+    characters = int(np.exp(rng.uniform(*np.log(given.characters))))
     needles = int(rng.integers(2, MOST_NEEDLES + 1)) if rng.random() < 0.4 else 1
     asked = int(rng.integers(1, needles + 1))
-    return retrieval.sample(rng, haystack, characters=characters, needles=needles, asked=asked)
+    exchange = retrieval.sample(
+        rng, given.haystack, characters=characters, needles=needles, asked=asked
+    )
+    return Example("retrieval", [exchange])
+
+
+_MAKERS: dict[str, Callable[[np.random.Generator, _Range], Example]] = {
+    "see": _see,
+    "make": _make,
+    "move": _move,
+    "dialogue": lambda rng, _: Example("dialogue", dialogue.sample(rng)),
+    "repeat": lambda rng, _: Example("repeat", dialogue.repeat(rng)),
+    "retrieval": _retrieval,
+}
 
 
 def stream(
@@ -58,35 +101,14 @@ def stream(
     frames: tuple[int, int] = (1, 16),
     characters: tuple[int, int] = (200, 6000),
     mix: Mapping[str, float] = MIX,
-    start: int = 0,
 ) -> Iterator[Example]:
-    """Examples number `start`, `start + 1`, … of the kinds in `mix` (name → share).
+    """Examples number 0, 1, … of the kinds in `mix` (name → share).
 
-    `frames` and `characters` are the least and the most of a clip and of a retrieval text.
+    `frames` and `characters` are the least and the most of a clip (two at least, where something
+    is to move) and of a retrieval text. Raises KeyError for an unknown kind.
     """
-    kinds, shares = list(mix), np.array(list(mix.values()))
-    index = start
-    while True:
+    makers, shares = [_MAKERS[kind] for kind in mix], np.array(list(mix.values()))
+    given = _Range(haystack, size, frames, characters)
+    for index in itertools.count():
         rng = np.random.default_rng((seed, index))
-        kind = kinds[rng.choice(len(kinds), p=shares / shares.sum())]
-        if kind == "dialogue":
-            yield Example(kind, dialogue.sample(rng))
-        elif kind == "repeat":
-            yield Example(kind, dialogue.repeat(rng))
-        elif kind == "retrieval":
-            length = int(np.exp(rng.uniform(*np.log(characters))))
-            yield Example(kind, [_retrieval(rng, haystack, length)])
-        elif kind == "move":
-            length = max(2, int(rng.integers(frames[0], frames[1] + 1)))
-            moving = sample_moving(rng, frames=length)
-            yield Example(kind, [(moving.caption(), "")], moving.render(size))
-        else:
-            length = int(rng.integers(frames[0], frames[1] + 1))
-            purpose: Purpose = "see" if kind == "see" else "make"
-            scene = sample_scene(rng, frames=length, purpose=purpose)
-            if kind == "see":
-                exchanges = scene.questions(rng, int(rng.integers(2, 5)))
-            else:
-                exchanges = [(scene.prompt(rng), "")]
-            yield Example(kind, exchanges, scene.render(size))
-        index += 1
+        yield makers[rng.choice(len(makers), p=shares / shares.sum())](rng, given)

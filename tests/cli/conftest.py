@@ -26,7 +26,7 @@ def player(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Player:
         film=player.film,
         complete=player.complete,
     )
-    loading = SimpleNamespace(load_model=player.load_model)
+    loading = SimpleNamespace(load_model=player.load_model, picture_size=player.picture_size)
     monkeypatch.setitem(sys.modules, "lwm_core.load", loading)
     monkeypatch.setitem(sys.modules, "lwm_core.generate", generate)
     monkeypatch.setitem(sys.modules, "lwm_core.sampling", SimpleNamespace(Sampling=dict))

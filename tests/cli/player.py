@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lwm_core.errors import TextOnly
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.types import Frame, Progress
 
@@ -38,7 +39,14 @@ class Player:
         self.error: BaseException | None = None
         self.tokenizer: Tokenizer | None = None
 
-    def load_model(self, name: str, **_: object) -> SimpleNamespace:
+    def picture_size(self, model: str) -> int:
+        if self.vqgan is None:
+            raise TextOnly(model)
+        return 64
+
+    def load_model(self, name: str, *, sees: bool = False, **_: object) -> SimpleNamespace:
+        if sees:
+            self.picture_size(name)
         self.loaded.append(name)
         defaults = {"draw": {"guidance": 3.0}}
         config = SimpleNamespace(max_length=2048)

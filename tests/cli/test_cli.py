@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from lwm_cli import app, options
+from lwm_cli import app, failures, options
 from lwm_core import errors
 
 COMMANDS = ("chat", "see", "draw", "film", "needle", "train", "convert", "download")
@@ -71,10 +71,10 @@ def test_completion_loads_nothing_heavy(environment: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for parameter in typer.main.get_command(app.app).commands[command].params:
+        assert parameter.help
     assert app.main([command, "-h"]) == 0
     text = capsys.readouterr().out
-    for line in re.findall(r"^  -.*$", text, re.MULTILINE):
-        assert re.search(r"\S  +\S|\S$", line)
     assert "..." not in text.split("Options:")[0].replace("}...", "")
 
 
@@ -110,7 +110,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_usage_is_one_line(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert app.main(arguments) == app.WRONG_USAGE
+    assert app.main(arguments) == failures.WRONG_USAGE
     said = capsys.readouterr()
     assert said.out == ""
     assert re.fullmatch(r"lwm: error: .+\n", said.err)
@@ -150,7 +150,7 @@ def test_debug_shows_the_traceback(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing_with(monkeypatch, errors.DownloadError("gone"))
-    assert app.main(arguments) == app.FAILED
+    assert app.main(arguments) == failures.FAILED
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert said.endswith("lwm: error: gone\n")
@@ -167,7 +167,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     writer.stdout.close()
     assert writer.stderr.read() == b""
     writer.stderr.close()
-    assert writer.wait() == app.FAILED
+    assert writer.wait() == failures.FAILED
 
 
 @pytest.mark.parametrize(

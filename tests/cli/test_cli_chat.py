@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from player import CODES, Message, Player
 
-from lwm_cli import app, talk
+from lwm_cli import app, failures, talk
 from lwm_core.errors import ContextTooLong
 from lwm_core.types import Progress
 
@@ -46,7 +46,7 @@ def test_nothing_said_is_wrong_usage(
     arguments: list[str], player: Player, pipe: Callable[[bytes], None]
 ) -> None:
     pipe(b" \n")
-    assert app.main(arguments) == app.WRONG_USAGE
+    assert app.main(arguments) == failures.WRONG_USAGE
     assert not player.loaded
 
 
@@ -93,12 +93,12 @@ def test_continue_with_another_model(
     app.main(["chat", "one", "-m", "chat-1m"])
     assert app.main(["chat", "two", "-c", "-m", "nano", "-a", str(picture)]) == 0
     assert player.loaded == ["chat-1m", "nano"]
-    assert app.main(["chat", "three", "-c", "-m", "chat-1m"]) == app.WRONG_USAGE
+    assert app.main(["chat", "three", "-c", "-m", "chat-1m"]) == failures.WRONG_USAGE
     assert "pictures" in capsys.readouterr().err
 
 
 def test_nothing_to_continue(player: Player) -> None:
-    assert app.main(["chat", "one", "-c"]) == app.WRONG_USAGE
+    assert app.main(["chat", "one", "-c"]) == failures.WRONG_USAGE
     assert not player.loaded
 
 
@@ -111,7 +111,7 @@ def test_json(player: Player, capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_error_leaves_no_trace(player: Player) -> None:
     app.main(["chat", "one"])
     player.error = ContextTooLong("too long")
-    assert app.main(["chat", "two", "-c"]) == app.WRONG_USAGE
+    assert app.main(["chat", "two", "-c"]) == failures.WRONG_USAGE
     player.error = None
     app.main(["chat", "three", "-c"])
     assert [message.text for message in player.heard[-1]][::2] == ["one", "three"]
@@ -119,7 +119,7 @@ def test_an_error_leaves_no_trace(player: Player) -> None:
 
 def test_interruption(player: Player, capsys: pytest.CaptureFixture[str]) -> None:
     player.error = KeyboardInterrupt()
-    assert app.main(["chat", "one"]) == app.INTERRUPTED
+    assert app.main(["chat", "one"]) == failures.INTERRUPTED
     assert capsys.readouterr().err.splitlines()[-1] == "lwm: interrupted"
 
 
@@ -127,7 +127,7 @@ def test_a_text_model_sees_nothing(
     player: Player, picture: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     player.vqgan = None
-    assert app.main(["chat", "x", "-m", "text-1m", "-a", str(picture)]) == app.WRONG_USAGE
+    assert app.main(["chat", "x", "-m", "text-1m", "-a", str(picture)]) == failures.WRONG_USAGE
     assert "text-1m knows text only" in capsys.readouterr().err
 
 

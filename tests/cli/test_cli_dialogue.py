@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from player import Message, Player
 
 from lwm_cli import app
+from lwm_core.errors import ContextTooLong
 
 
 def test_lines_are_answered_with_what_was_said_before(
@@ -72,6 +74,30 @@ def test_mistakes_are_told_and_it_goes_on(
     assert words in said.err
     assert said.out == "A red circle.\n"
     assert Path("taken").read_text() == "mine"
+
+
+def test_a_new_conversation_has_nothing_attached(
+    player: Player, picture: Path, type_lines: Callable[..., None]
+) -> None:
+    Path("notes.txt").write_text("four legs")
+    type_lines(f"/attach {picture}", "/attach notes.txt", "/clear", "hello")
+    assert app.main(["chat"]) == 0
+    assert player.heard == [[Message("user", "hello")]]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("what?"), ContextTooLong("9 tokens")])
+def test_a_failed_answer_ends_only_itself(
+    error: Exception,
+    player: Player,
+    type_lines: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    player.error = error
+    type_lines("one", "/save ~nobody.md", "/exit")
+    assert app.main(["chat"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r"lwm: (out of memory|unexpected ValueError|9 tokens; /clear)", said)
+    assert Path("~nobody.md").exists()
 
 
 def test_a_path_is_no_command(player: Player, type_lines: Callable[..., None]) -> None:

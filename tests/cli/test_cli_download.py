@@ -20,7 +20,7 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_the_list_shows_all_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["download", "--list"]) == 0
     heading, *rows = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["model", "name", "kind", "context", "size", "licence", "here"]
+    assert heading.split() == ["model", "name", "kind", "tokens", "size", "licence", "here"]
     assert len(rows) == 1 + len(registry.PUBLISHED) == 12
     chat = next(row for row in rows if row.startswith("chat-1m ")).split()
     assert chat == ["chat-1m", "LWM-Chat-1M", "vision", "1M", "14.2", "GB", "Llama", "2", "no"]

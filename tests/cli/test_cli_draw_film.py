@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Terminal
 from PIL import Image
 from player import Player
 
-from lwm_cli import app
+from lwm_cli import app, failures
 from lwm_core.media import read_media
 
 
@@ -43,20 +44,20 @@ def test_standard_output(player: Player, capfdbinary: pytest.CaptureFixture[byte
     assert app.main(["draw", "x", "-o", "-"]) == 0
     with Image.open(io.BytesIO(capfdbinary.readouterr().out)) as written:
         assert written.size == (256, 256)
-    assert app.main(["draw", "x", "-o", "-", "-N", "2"]) == app.WRONG_USAGE
+    assert app.main(["draw", "x", "-o", "-", "-N", "2"]) == failures.WRONG_USAGE
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x", "folder.png", "no/x.png"])
 def test_bad_output_before_the_model(name: str, player: Player) -> None:
     Path("folder.png").mkdir()
-    assert app.main(["draw", "x", "-o", name]) == app.WRONG_USAGE
+    assert app.main(["draw", "x", "-o", name]) == failures.WRONG_USAGE
     assert not player.loaded
 
 
 def test_never_overwrites_unasked(player: Player, pipe: Callable[[bytes], None]) -> None:
     Path("x.png").write_text("mine")
     pipe(b"")
-    assert app.main(["draw", "x", "-o", "x.png"]) == app.WRONG_USAGE
+    assert app.main(["draw", "x", "-o", "x.png"]) == failures.WRONG_USAGE
     assert not player.loaded
     assert app.main(["draw", "x", "-o", "x.png", "--force"]) == 0
     assert read_media("x.png").frames.shape == (1, 256, 256, 3)
@@ -72,9 +73,28 @@ def test_asks_on_a_terminal(
     assert (Path("x.png").read_bytes()[:4] == b"mine") == bool(code)
 
 
+def test_the_preview_is_gone_before_the_name_is_written(
+    player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Standard output and error are one terminal."""
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr("sys.stderr", terminal)
+    for command in (["film", "x", "-o", "x.mp4"], ["draw", "x", "-o", "x.png"]):
+        assert app.main(command) == 0
+        drawn = terminal.getvalue()
+        cursor_shown = "\x1b[?25h"
+        assert cursor_shown in drawn
+        assert drawn.index(f"{command[-1]}\n") > drawn.rindex(cursor_shown)
+        terminal.truncate(terminal.seek(0))
+
+
 def test_a_text_model_draws_nothing(player: Player) -> None:
     player.vqgan = None
-    assert app.main(["draw", "x", "-o", "x.png"]) == app.WRONG_USAGE
+    assert app.main(["draw", "x", "-o", "x.png"]) == failures.WRONG_USAGE
     assert not Path("x.png").exists()
 
 
@@ -90,5 +110,5 @@ def test_writes_its_frames(suffix: str, player: Player) -> None:
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), ValueError("x")])
 def test_nothing_half_written(error: BaseException, player: Player) -> None:
     player.error = error
-    assert app.main(["film", "x", "-o", "x.mp4"]) in (app.FAILED, app.INTERRUPTED)
+    assert app.main(["film", "x", "-o", "x.mp4"]) in (failures.FAILED, failures.INTERRUPTED)
     assert not [path for path in Path().iterdir() if path.name != "home"]

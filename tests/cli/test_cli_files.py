@@ -61,13 +61,13 @@ def test_what_is_no_file_is_refused_unread(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name in ("/dev/zero", str(tmp_path / "pipe"), str(tmp_path), str(tmp_path / "missing")):
         with pytest.raises(UsageError, match=name):
-            read_attachment(name, 1)
+            read_attachment(name, 1, "nano")
 
 
 def test_home_in_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "notes.txt").write_text("Buy milk.")
-    assert read_attachment("~/notes.txt", 1) == "Buy milk."
+    assert read_attachment("~/notes.txt", 1, "nano") == "Buy milk."
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~notes.txt").write_text("Buy more.")
     assert read_attachment("~notes.txt", 1) == "Buy more."

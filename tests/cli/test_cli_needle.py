@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from player import Player
 
-from lwm_cli import app
+from lwm_cli import app, failures
 from lwm_core.media import read_media
 from lwm_core.tokenizer import Tokenizer
 
@@ -58,5 +58,5 @@ def test_several_at_once(arguments: list[str], capsys: pytest.CaptureFixture[str
     ],
 )
 def test_mistakes_before_the_model(change: list[str], arguments: list[str], player: Player) -> None:
-    assert app.main([*arguments, *change]) == app.WRONG_USAGE
+    assert app.main([*arguments, *change]) == failures.WRONG_USAGE
     assert not player.loaded

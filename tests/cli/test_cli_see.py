@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from player import Player
 
-from lwm_cli import app
+from lwm_cli import app, failures
 from lwm_cli.see import split_question
 
 
@@ -77,6 +77,6 @@ def test_bad_input_before_the_model(
     name: str, player: Player, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("empty.mp4").touch()
-    assert app.main(["see", name, "what?"]) in (app.FAILED, app.WRONG_USAGE)
+    assert app.main(["see", name, "what?"]) in (failures.FAILED, failures.WRONG_USAGE)
     assert capsys.readouterr().err.count("\n") == 1
     assert not player.loaded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lwm_cli import app
+from lwm_cli import app, failures
 from lwm_cli.loading import sampling_for
 from lwm_cli.train import complete_recipe
 from lwm_core.errors import FormatError
@@ -54,6 +55,32 @@ def test_a_file_and_its_output(
     said = capsys.readouterr()
     assert said.out == "out/2\n"
     assert said.err.splitlines() == ["step 1/2  loss 1.235", "checkpoint 2/2"]
+
+
+def test_curves_for_tensorboard(
+    trained: list[tuple[Any, ...]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    drawn: list[Any] = []
+    writer = SimpleNamespace(
+        add_scalar=lambda *point: drawn.append(point), close=lambda: drawn.append("closed")
+    )
+
+    def open_writer(folder: str) -> SimpleNamespace:
+        drawn.append(folder)
+        return writer
+
+    monkeypatch.setitem(sys.modules, "tensorboard", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", SimpleNamespace(Writer=open_writer))
+    assert app.main(["train", "tiny.toml", "--tensorboard"]) == 0
+    points = [("loss", 1.23456, 1), ("loss", 1.23456 / 2, 2)]
+    assert drawn == ["runs/tiny/curves", *points, "closed"]
+
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)  # as if it were not installed
+    assert app.main(["train", "tiny.toml", "--tensorboard"]) == failures.WRONG_USAGE
+    assert "[logs]" in capsys.readouterr().err
+    assert len(trained) == 1
 
 
 def test_dry_run_shows_all_settings(
@@ -108,7 +135,7 @@ def test_mistakes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("broken.toml").write_text("steps = \n")
-    assert app.main(["train", *arguments]) == app.WRONG_USAGE
+    assert app.main(["train", *arguments]) == failures.WRONG_USAGE
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1

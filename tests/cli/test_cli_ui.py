@@ -129,6 +129,24 @@ def test_half_blocks_show_two_pixels_each() -> None:
     assert "38;2;0;0;0;48;2;0;0;0m" in second
 
 
+def test_a_picture_leaves_room_for_the_bars() -> None:
+    from rich.console import Console
+
+    page = io.StringIO()
+    terminal = {"force_terminal": True, "color_system": "truecolor", "width": 80, "height": 24}
+    Console(file=page, **terminal).print(HalfBlocks(np.zeros((64, 64, 3), np.uint8)), end="")
+    lines = page.getvalue().splitlines()
+    assert 18 <= len(lines) <= 21
+    assert lines[0].count("▀") == 2 * len(lines)
+
+
+def test_streams_that_were_closed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    assert play(Screen()) == [EVENTS[-1]]
+
+
 def test_tables_in_a_file_are_plain_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["name", "size>"], [["x" * 90, "1"], ["y", "100"]])
     lines = capsys.readouterr().out.splitlines()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lwm_cli import app
+from lwm_cli import app, failures
 from lwm_core import checkpoint, transformer, vqgan
 from lwm_core.config import ModelConfig, VQConfig
 from lwm_core.media import read_media
@@ -101,7 +101,7 @@ def test_convert(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [(Path(place) / "model.safetensors").stat().st_size for place in (model, "half")]
     assert sizes[1] < 0.6 * sizes[0]
     assert app.main(["chat", "Hello.", "-m", "half", "-n", "4"]) == 0
-    assert app.main(["convert", model, "half"]) == app.WRONG_USAGE
+    assert app.main(["convert", model, "half"]) == failures.WRONG_USAGE
     assert app.main(["convert", model, "half", "--force"]) == 0
 
 
@@ -129,7 +129,7 @@ def test_what_can_not_be(
     arguments: list[str], words: str, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [model if word == "MODEL" else word for word in arguments]
-    assert app.main(arguments) == app.WRONG_USAGE
+    assert app.main(arguments) == failures.WRONG_USAGE
     said = capsys.readouterr()
     assert said.out == ""
     assert words in said.err

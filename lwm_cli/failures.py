@@ -1,0 +1,32 @@
+"""What went wrong, in one line for a person, and the exit code that goes with it."""
+
+from __future__ import annotations
+
+import typer
+
+from lwm_core.errors import LwmError, UsageError
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line for a person, and the exit code."""
+    text = " ".join(str(error).split())
+    match error:
+        case LwmError():
+            return text, WRONG_USAGE if isinstance(error, UsageError) else FAILED
+        case typer.TyperException():
+            return _explain_usage(error), error.exit_code
+        case OSError(strerror=str(reason)):
+            return f"{error.filename}: {reason}" if error.filename else reason, FAILED
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return "out of memory; a shorter context or fewer frames need less", FAILED
+    return f"unexpected {type(error).__name__}: {text[:300]} (--debug shows where)", FAILED
+
+
+def _explain_usage(error: typer.TyperException) -> str:
+    """Typer's own message, with the help that would have answered it."""
+    text = " ".join(error.format_message().split()).removesuffix(".")
+    context = getattr(error, "ctx", None)
+    hint = f" (see `{context.command_path} --help`)" if context else ""
+    return text[:1].lower() + text[1:] + hint
