@@ -70,7 +70,7 @@ def test_home_in_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert read_attachment("~/notes.txt", 1, "nano") == "Buy milk."
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~notes.txt").write_text("Buy more.")
-    assert read_attachment("~notes.txt", 1) == "Buy more."
+    assert read_attachment("~notes.txt", 1, "nano") == "Buy more."
 
 
 def test_a_slow_pipe_is_waited_for(
