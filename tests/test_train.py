@@ -317,7 +317,7 @@ def test_goes_on_with_another_image_tokenizer(tiny_model: Path, tmp_path: Path, 
     made = checkpoint.read_vqgan(tmp_path / "run/model")
     assert np.array_equal(made.codebook[...], vqgan.create(config, seed=7).codebook[...])
     text_only = {**recipe, "start_from": str(tmp_path / "text"), "stages": text["stages"]}
-    with pytest.raises(ConfigError, match=r"same does not fit .*text, which has no ids"):
+    with pytest.raises(ConfigError, match=r"same does not fit .*text: .* no ids"):
         list(train(text_only, output=tmp_path / "other"))
     recipe["image_tokenizer"] = str(tmp_path / "more")
     with pytest.raises(ConfigError, match=r"image_tokenizer: .*more does not fit"):
