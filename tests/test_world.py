@@ -133,6 +133,13 @@ def test_streams_are_functions_of_their_seed() -> None:
     assert first[0].exchanges != next(stream(8, HAYSTACK, **options)).exchanges
 
 
+def test_parts_may_be_asked_for_first() -> None:
+    examples = itertools.islice(stream(1, "", size=8, frames=(4, 4), mix={"see": 1.0}), 80)
+    first = [example.exchanges[0][0].lower() for example in examples]
+    assert 5 < sum("which" in question or "how many" in question for question in first) < 40
+    assert sum("happen" in question for question in first) > 15
+
+
 def test_what_the_world_has_not_is_no_example() -> None:
     with pytest.raises(KeyError):
         next(stream(0, HAYSTACK, mix={"sea": 1.0}))

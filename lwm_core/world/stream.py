@@ -20,6 +20,8 @@ from lwm_core.world.words import Exchange
 LANDSCAPES = {"see": 0.15, "make": 0.35}  # their share of the scenes
 MIX = {"see": 0.4, "make": 0.2, "move": 0.1, "dialogue": 0.08, "repeat": 0.02, "retrieval": 0.2}
 MOST_NEEDLES = 3
+PART_FIRST = 0.4
+"""Share of the scenes that are asked for a part of them before they are asked for the whole."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,12 @@ class _Range:
 
 
 def _see(rng: np.random.Generator, given: _Range) -> Example:
+    """A scene and two to four questions; any of them may be the first that a person asks."""
     scene = sample_scene(rng, frames=given.length(rng), purpose="see")
-    return Example("see", scene.questions(rng, int(rng.integers(2, 5))), scene.render(given.size))
+    exchanges = scene.questions(rng, int(rng.integers(2, 5)))
+    if rng.random() < PART_FIRST:
+        exchanges = exchanges[1:] + exchanges[:1]
+    return Example("see", exchanges, scene.render(given.size))
 
 
 def _make(rng: np.random.Generator, given: _Range) -> Example:
