@@ -98,6 +98,19 @@ def test_several_needles_in_the_wording_of_the_needle_test() -> None:
     assert answer.startswith(f"The special magic {city} number is: ")
 
 
+def test_notes_are_asked_for_after_they_were_made() -> None:
+    figures = set()
+    for seed in range(60):
+        asked, answer = retrieval.notes(generator(seed), HAYSTACK, characters=8 * seed)
+        number = re.search(r"(\d+)\.$", answer)[1]
+        figures.add(len(number))
+        city = next(c for c in sorted(retrieval.PLACES, key=len) if f" {c} " in answer)
+        facts = re.findall(rf"{city}( number)?( is)?:?( is)? {number}\b", asked)
+        assert len(facts) == 1, (asked, answer)
+        assert city in re.split(r"[.\n\d]", asked.rstrip("?."))[-1]
+    assert figures == {2, 3, 4, 5, 6, 7}
+
+
 def test_dialogues_remember_what_was_said() -> None:
     remembered = 0
     for seed in range(300):

@@ -18,9 +18,17 @@ from lwm_core.world.shape_scenes import sample_moving, sample_shapes
 from lwm_core.world.words import Exchange
 
 LANDSCAPES = {"see": 0.15, "make": 0.35}  # their share of the scenes
-MIX = {"see": 0.4, "make": 0.2, "move": 0.1, "dialogue": 0.08, "repeat": 0.02, "retrieval": 0.2}
+MIX = {
+    "see": 0.4,
+    "make": 0.2,
+    "move": 0.1,
+    "dialogue": 0.06,
+    "repeat": 0.02,
+    "notes": 0.06,
+    "retrieval": 0.16,
+}
 MOST_NEEDLES = 3
-PART_FIRST = 0.4
+PART_FIRST = 0.5
 """Share of the scenes that are asked for a part of them before they are asked for the whole."""
 
 
@@ -31,7 +39,7 @@ class Example:
     `see`: frames and exchanges about them. `make`: one exchange whose answer is the frames
     (its text is empty); `move`: the same of a shape that surely moves, and says which way.
     `dialogue`: exchanges. `repeat`: one exchange, whose answer is in the
-    question. `retrieval`: one exchange.
+    question. `notes` and `retrieval`: one exchange about a number in a text.
     """
 
     kind: str
@@ -58,6 +66,10 @@ class _Range:
         """The frames of one clip."""
         return int(rng.integers(self.frames[0], self.frames[1] + 1))
 
+    def text(self, rng: np.random.Generator) -> int:
+        """The characters of one text; short ones are as usual as long ones."""
+        return int(np.exp(rng.uniform(*np.log(self.characters))))
+
 
 def _see(rng: np.random.Generator, given: _Range) -> Example:
     """A scene and two to four questions; any of them may be the first that a person asks."""
@@ -80,13 +92,17 @@ def _move(rng: np.random.Generator, given: _Range) -> Example:
 
 def _retrieval(rng: np.random.Generator, given: _Range) -> Example:
     """Mostly one needle, as in the plain test."""
-    characters = int(np.exp(rng.uniform(*np.log(given.characters))))
     needles = int(rng.integers(2, MOST_NEEDLES + 1)) if rng.random() < 0.4 else 1
     asked = int(rng.integers(1, needles + 1))
     exchange = retrieval.sample(
-        rng, given.haystack, characters=characters, needles=needles, asked=asked
+        rng, given.haystack, characters=given.text(rng), needles=needles, asked=asked
     )
     return Example("retrieval", [exchange])
+
+
+def _notes(rng: np.random.Generator, given: _Range) -> Example:
+    characters = int(rng.integers(given.text(rng)))
+    return Example("notes", [retrieval.notes(rng, given.haystack, characters=characters)])
 
 
 _MAKERS: dict[str, Callable[[np.random.Generator, _Range], Example]] = {
@@ -95,6 +111,7 @@ _MAKERS: dict[str, Callable[[np.random.Generator, _Range], Example]] = {
     "move": _move,
     "dialogue": lambda rng, _: Example("dialogue", dialogue.sample(rng)),
     "repeat": lambda rng, _: Example("repeat", dialogue.repeat(rng)),
+    "notes": _notes,
     "retrieval": _retrieval,
 }
 
