@@ -52,6 +52,7 @@ def run(
     Numbers are hidden at several depths of several lengths; the share that was found is shown.
     """
     from lwm_core import needle
+    from lwm_core.data.prose import read_prose
     from lwm_core.media import PICTURE_SUFFIXES, write_image
 
     config = needle.NeedleConfig(
@@ -62,7 +63,7 @@ def run(
         rounds=rounds,
         seed=seed or 0,
     )
-    passages = needle.read_haystack(haystack)
+    passages = read_prose(haystack)
     if output == files.STANDARD:
         raise UsageError("the table goes to standard output; name a file for the heat map")
     force = files.claim([output] if output else [], PICTURE_SUFFIXES, force=force)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -69,11 +68,11 @@ def run(
     from lwm_core import backend
 
     backend.prepare()  # before the next line brings in jax
-    from lwm_core.train import read_recipe, train
+    from lwm_core.train import read_recipe, to_document, train
 
     checked = read_recipe(recipe)
     if dry_run:
-        typer.echo(json.dumps(dataclasses.asdict(checked), indent=2))
+        typer.echo(json.dumps(to_document(checked), indent=2))
         return
     with Screen(quiet=quiet, verbose=verbose) as screen:
         events = train(recipe, output=folder, resume=resume)
@@ -119,7 +118,7 @@ def _read(config: str) -> dict[str, Any]:
         known = ", ".join(_recipe_names())
         raise UsageError(f"can't open {config}: {error.strerror}; recipes are {known}") from error
     except ValueError as error:  # no TOML, or no UTF-8
-        raise ConfigError(f"{config}: {error}") from error
+        raise ConfigError(f"{config} is no valid TOML: {error}") from error
 
 
 def _changed(recipe: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def forward(
     *,
     dtype: jnp.dtype = jnp.float32,
     attention: str = "auto",
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, KVCache | None]:
     """Logits, float32 `[B, T, V]`, of `tokens` `[B, T]` that see each other and the cache."""
     hidden, cache = hidden_states(params, config, tokens, cache, dtype=dtype, attention=attention)
     return logits_of(params, hidden), cache
@@ -160,7 +160,7 @@ def hidden_states(
     *,
     dtype: jnp.dtype = jnp.float32,
     attention: str = "auto",
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, KVCache | None]:
     """Output of the last norm, `[B, T, D]` in `dtype`, and the cache with the new keys in it."""
     x = lookup(params["embed"], tokens.ids).astype(dtype)
     rope = rope_tables(tokens.positions, config.head_dim, config.rope_theta)
@@ -206,9 +206,9 @@ def _block(
     attention: str,
     layer: Params,
     x: jax.Array,
-    cache: Any = None,
-    index: Any = None,
-) -> tuple[jax.Array, Any]:
+    cache: KVCache | None = None,
+    index: jax.Array | int = 0,
+) -> tuple[jax.Array, KVCache | None]:
     """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input."""
     batch, length, _ = x.shape
     with jax.named_scope("attention"):
@@ -229,7 +229,7 @@ def _block(
 
 
 def _remember(
-    cache: KVCache, index: jax.Array, k: jax.Array, v: jax.Array
+    cache: KVCache, index: jax.Array | int, k: jax.Array, v: jax.Array
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     """Write one layer's keys and values `[B, T, K, H]`; returns the layer's `[B, S, K, H]`."""
     at = (index, 0, 0, cache.length, 0)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from lwm_core import needle
+from lwm_core.data.prose import read_prose
 from lwm_core.errors import ContextTooLong, UsageError
 from lwm_core.needle import Needle, NeedleCase, NeedleConfig, NeedleResult
 from lwm_core.needle.questions import MOST_NEEDLES
@@ -42,7 +43,7 @@ def golden(reference: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def haystack(reference: Path) -> list[str]:
-    return needle.read_haystack(reference / "needle/haystack.jsonl")
+    return read_prose(reference / "needle/haystack.jsonl")
 
 
 def original_cases(
@@ -89,7 +90,7 @@ def test_several_needles_equal_the_original(
 
 def test_one_asked_of_several_is_asked_in_its_own_words(tokenizer: Tokenizer) -> None:
     config = NeedleConfig(lengths=(900,), needles=3, asked=1)
-    (case,) = needle.cases(config, tokenizer, needle.read_haystack())
+    (case,) = needle.cases(config, tokenizer, read_prose())
     assert f" What is the special magic number for {case.asked[0].city}? Don't" in case.prompt
 
 
@@ -99,14 +100,14 @@ def test_prompt_and_answer_fill_the_length(
     tokenizer: Tokenizer, length: int, counts: dict[str, int]
 ) -> None:
     config = NeedleConfig(lengths=(length,), rounds=3, **counts)
-    for case in needle.cases(config, tokenizer, needle.read_haystack()):
+    for case in needle.cases(config, tokenizer, read_prose()):
         used = len(tokenizer.encode(case.prompt)) + config.answer_tokens
         assert length - max(200, length // 10) <= used <= length
 
 
 def test_needle_lies_at_its_depth(tokenizer: Tokenizer) -> None:
     config = NeedleConfig(lengths=(3000,), depths=(0, 20, 50, 80, 100), rounds=2)
-    for case in needle.cases(config, tokenizer, needle.read_haystack()):
+    for case in needle.cases(config, tokenizer, read_prose()):
         before, _, after = case.prompt.partition(case.needles[0].text)
         depth = 100 * len(before) / len(before + after)
         assert case.needles[0].depth - 12 < depth < case.needles[0].depth + 8
@@ -128,7 +129,7 @@ def test_rounds_take_different_stretches_and_a_short_haystack_starts_over(
 def test_same_seed_gives_the_same_cases(tokenizer: Tokenizer) -> None:
     def prompts(seed: int) -> list[str]:
         config = NeedleConfig(lengths=(600,), depths=(0, 50), seed=seed)
-        return [case.prompt for case in needle.cases(config, tokenizer, needle.read_haystack())]
+        return [case.prompt for case in needle.cases(config, tokenizer, read_prose())]
 
     assert prompts(1) == prompts(1) != prompts(2)
 
@@ -147,7 +148,7 @@ def test_as_many_needles_as_can_be_are_soon_drawn(tokenizer: Tokenizer) -> None:
         ways = np.convolve(ways, [1, listed])
     assert math.comb(len(CITIES), MOST_NEEDLES) / ways[MOST_NEEDLES] < 50
     config = NeedleConfig((4000,), tuple(range(MOST_NEEDLES)), MOST_NEEDLES, MOST_NEEDLES)
-    (case,) = needle.cases(config, tokenizer, needle.read_haystack())
+    (case,) = needle.cases(config, tokenizer, read_prose())
     assert len({hidden.city for hidden in case.asked}) == MOST_NEEDLES
 
 
@@ -170,12 +171,12 @@ def test_what_cannot_be_tried_says_why(options: dict[str, Any], reason: str) -> 
 
 
 def test_length_without_room_for_the_needle_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(UsageError, match="100 tokens is too short for 1 needle"):
-        list(needle.cases(NeedleConfig(lengths=(100,)), tokenizer, needle.read_haystack()))
+    with pytest.raises(UsageError, match="100 tokens is too short for a needle"):
+        list(needle.cases(NeedleConfig(lengths=(100,)), tokenizer, read_prose()))
 
 
 def test_own_haystack_is_the_novel() -> None:
-    passages = needle.read_haystack()
+    passages = read_prose()
     assert passages[0] == "Persuasion\n\n"
     assert 450_000 < sum(map(len, passages)) < 470_000
 
@@ -183,29 +184,29 @@ def test_own_haystack_is_the_novel() -> None:
 def test_haystack_of_a_text_file(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("One\nparagraph.\n\n \n\nTwo.\n", encoding="utf-8")
-    assert "".join(needle.read_haystack(path)) == "One\nparagraph.\n\nTwo.\n\n\n"
+    assert "".join(read_prose(path)) == "One\nparagraph.\n\nTwo.\n\n\n"
 
 
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("empty.txt", b" \n\n", "empty"),
-        ("binary.txt", b"\xff\xfe\x00", "not a haystack"),
-        ("broken.jsonl", b"{", "not a haystack"),
-        ("other.jsonl", b'{"words": "text"}\n3\n', "not a haystack"),
-        ("number.jsonl", b'{"text": 3}\n', "not a haystack"),
-        ("none.jsonl", b"\n", "empty"),
+        ("empty.txt", b" \n\n", "no text"),
+        ("binary.txt", b"\xff\xfe\x00", "not prose"),
+        ("broken.jsonl", b"{", "not prose"),
+        ("other.jsonl", b'{"words": "text"}\n3\n', "not prose"),
+        ("number.jsonl", b'{"text": 3}\n', "not prose"),
+        ("none.jsonl", b"\n", "no text"),
     ],
 )
 def test_bad_haystack_says_why(tmp_path: Path, name: str, data: bytes, reason: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UsageError, match=reason):
-        needle.read_haystack(tmp_path / name)
+        read_prose(tmp_path / name)
 
 
 def test_missing_haystack_says_why(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
-        needle.read_haystack(tmp_path / "missing.txt")
+        read_prose(tmp_path / "missing.txt")
 
 
 def test_score_looks_for_the_number_anywhere() -> None:

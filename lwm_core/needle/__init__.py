@@ -5,7 +5,6 @@ Wording, draws and the rule of insertion are those of LWM's evaluation (`eval_ne
 depth of every length; several needles lie at depths drawn for every length. All else is the same.
 """
 
-from lwm_core.needle.haystack import read_haystack
 from lwm_core.needle.questions import NeedleCase, NeedleConfig, cases, evenly, hide
 from lwm_core.needle.report import Grid, heat_map, share_found, tabulate, to_json
 from lwm_core.needle.trial import NeedleResult, run, score
@@ -21,7 +20,6 @@ __all__ = [
     "evenly",
     "heat_map",
     "hide",
-    "read_haystack",
     "run",
     "score",
     "share_found",

@@ -10,7 +10,6 @@ from itertools import cycle
 import numpy as np
 
 from lwm_core.errors import UsageError
-from lwm_core.needle.haystack import fill
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.wording import CITIES, Needle, ask
 
@@ -94,7 +93,7 @@ def cases(
     """
     generator = random.Random(config.seed)
     passages = cycle(haystack)
-    stretches = [fill(passages, max(config.lengths), tokenizer) for _ in range(config.rounds)]
+    stretches = [_fill(passages, max(config.lengths), tokenizer) for _ in range(config.rounds)]
     for length in config.lengths:
         # The original leaves the begin token in the context, as the literal text `<s>`.
         texts = [tokenizer.decode(ids[:length], skip_special=False) for ids in stretches]
@@ -121,6 +120,20 @@ def hide(parts: list[bytes], needle: list[bytes], depth: float, limit: int) -> l
     while place and not parts[place - 1].endswith(b"."):
         place -= 1
     return parts[:place] + needle + parts[place:]
+
+
+def _fill(passages: Iterator[str], size: int, tokenizer: Tokenizer) -> list[int]:
+    """The ids of the next passages, joined: as few as hold `size` tokens."""
+    text = ""
+    ids: list[int] = []
+    while len(ids) < size:
+        missing = size - len(ids)
+        while missing > 0:
+            passage = next(passages)
+            text += passage
+            missing -= len(tokenizer.encode(passage))
+        ids = tokenizer.encode(text)
+    return ids
 
 
 def _draw(
@@ -163,4 +176,7 @@ def _fit(
         if excess <= 0:
             return prompt
         limit -= excess
-    raise UsageError(f"a length of {length} tokens is too short for {len(needles)} needles")
+    hidden_things = "a needle" if len(needles) == 1 else f"{len(needles)} needles"
+    raise UsageError(
+        f"a length of {length} tokens is too short for {hidden_things}, a question and an answer"
+    )

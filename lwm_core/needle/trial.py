@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
+from lwm_core.data.prose import read_prose
 from lwm_core.errors import ContextTooLong
-from lwm_core.needle.haystack import read_haystack
 from lwm_core.needle.questions import NeedleCase, NeedleConfig, cases
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(
             f"{max(config.lengths)} tokens are more than the context of {model.name}: "
             f"try lengths up to {model.config.max_length}"
         )
-    questions = cases(config, model.tokenizer, haystack or read_haystack())
+    questions = cases(config, model.tokenizer, haystack or read_prose())
     for length, group in groupby(questions, key=lambda case: case.length):
         while rows := list(islice(group, max(1, config.batch_tokens // length))):
             answers = complete(

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from lwm_core.train.events import TrainEvent
 from lwm_core.train.loop import train
-from lwm_core.train.recipe import ImageRecipe, LanguageRecipe, read_recipe
+from lwm_core.train.recipe import ImageRecipe, LanguageRecipe, read_recipe, to_document
 
-__all__ = ["ImageRecipe", "LanguageRecipe", "TrainEvent", "read_recipe", "train"]
+__all__ = ["ImageRecipe", "LanguageRecipe", "TrainEvent", "read_recipe", "to_document", "train"]

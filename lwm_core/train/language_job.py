@@ -14,8 +14,8 @@ from flax import nnx
 from lwm_core import checkpoint, transformer, vqgan, world
 from lwm_core.config import END_MARKERS, ModelConfig
 from lwm_core.data.lessons import Lessons
+from lwm_core.data.prose import read_prose
 from lwm_core.errors import ConfigError
-from lwm_core.needle import read_haystack
 from lwm_core.tokenizer import Tokenizer, train_tokenizer
 from lwm_core.tokens import SYSTEM, FrameLayout
 from lwm_core.train.language import LanguageState, fresh_params, language_step
@@ -35,18 +35,11 @@ class LanguageJob:
         prose = "".join(
             passage
             for path in recipe.prose or (None,)
-            for passage in read_haystack(Path(path) if path else None)
+            for passage in read_prose(Path(path) if path else None)
         )
         source = Path(recipe.start_from) if recipe.start_from else None
         seen = Path(recipe.image_tokenizer) if recipe.image_tokenizer else source
-        self.image = checkpoint.read_vqgan(seen) if seen else None
-        if recipe.image_tokenizer and self.image is None:
-            raise ConfigError(f"image_tokenizer: {recipe.image_tokenizer} holds no vqgan/ folder")
-        shares = (
-            stage.mix.get(kind) for stage in recipe.stages for kind in ("see", "make", "move")
-        )
-        if self.image is None and any(shares):
-            raise ConfigError("stages.mix: pictures need an image_tokenizer")
+        self.image = _image_tokenizer(recipe, seen)
         self._codes = _quick_encoder(self.image) if self.image else None
         self._tokenizer_path = _tokenizer(recipe, source, output, prose, begins)
         self._tokenizer = Tokenizer.load(self._tokenizer_path)
@@ -124,6 +117,20 @@ class LanguageJob:
         )
 
 
+def _image_tokenizer(recipe: LanguageRecipe, directory: Path | None) -> vqgan.VQGAN | None:
+    """The image tokenizer of a directory. Raises ConfigError where one is needed and none is."""
+    image = checkpoint.read_vqgan(directory) if directory else None
+    if recipe.image_tokenizer and image is None:
+        raise ConfigError(
+            f"image_tokenizer: {directory} holds no vqgan/ folder; "
+            "`lwm train nano-vqgan` makes one in runs/nano-vqgan/model"
+        )
+    shares = (stage.mix.get(kind) for stage in recipe.stages for kind in ("see", "make", "move"))
+    if image is None and any(shares):
+        raise ConfigError("stages.mix: pictures need an image_tokenizer")
+    return image
+
+
 def _quick_encoder(image: vqgan.VQGAN) -> Callable[[np.ndarray], jax.Array]:
     """`image.encode`, compiled over its bare arrays.
 
@@ -150,6 +157,7 @@ def _tokenizer(
         return source / checkpoint.TOKENIZER
     path = output / checkpoint.TOKENIZER
     if begins:
+        output.mkdir(parents=True, exist_ok=True)
         train_tokenizer(_texts(prose), path, recipe.tokenizer)
     return path
 

@@ -44,22 +44,25 @@ def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> I
     from the same weights, but along another schedule.
 
     Raises ConfigError for a wrong recipe and for one that differs in more from the run that it is
-    to resume, UsageError when the output holds a run already (and not `resume`), TrainingError
-    when a metric or a weight is no longer a finite number, FormatError when the recipe of the
-    run was damaged, OutputError when nothing can be written.
+    to resume, UsageError when the output holds a run already (and not `resume`) or none (and
+    `resume`), TrainingError when a metric or a weight is no longer a finite number, FormatError
+    when the recipe of the run was damaged, OutputError when nothing can be written.
     """
     checked = read_recipe(recipe)
     backend.prepare()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns there that saving takes time
     folder = output / "checkpoints"
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    begun = folder.is_dir()
+    if begun and any(folder.iterdir()) and not resume:
         raise UsageError(f"{output} holds a run already; go on with --resume, or choose -o")
+    if resume and not begun:
+        raise UsageError(f"{output} holds no run to go on with; leave out --resume to begin one")
     try:
+        first = max(ocp.utils.checkpoint_steps(folder), default=0) if begun else 0
+        job = _job(checked, output, first)  # before any folder: a recipe that can't run leaves none
         folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
-            first = checkpoints.latest_step() or 0
-            job = _job(checked, output, first)
             _rewind(output / METRICS, first)
             with (output / METRICS).open("a", encoding="utf-8") as metrics:
                 for event in _steps(job, checkpoints, first, output):
@@ -82,6 +85,7 @@ def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, first: int) -> Job:
     if first and path.exists():  # whoever removed a damaged one goes on without
         _compare(recipe, path)
     job = make_job(recipe, output, begins=not first)
+    output.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(to_document(recipe), indent=2) + "\n")
     return job
 

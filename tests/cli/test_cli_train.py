@@ -88,6 +88,7 @@ def test_dry_run_shows_all_settings(
 ) -> None:
     assert app.main(["train", "tiny.toml", "--dry-run", "--set", "seed=7"]) == 0
     shown = json.loads(capsys.readouterr().out)
+    assert shown["kind"] == "image"
     assert (shown["steps"], shown["seed"], shown["model"]["groups"]) == (20, 7, 32)
     assert not trained
 
@@ -116,7 +117,7 @@ def test_settings(trained: list[tuple[Any, ...]]) -> None:
     ("arguments", "words"),
     [
         (["missing.toml"], "can't open missing.toml"),
-        (["broken.toml"], "broken.toml: "),
+        (["broken.toml"], "broken.toml is no valid TOML: "),
         (["."], "can't open ."),
         (["tiny.toml", "--set", "steps"], "--set steps"),
         (["tiny.toml", "--set", "=3"], "--set =3"),

@@ -1,6 +1,6 @@
-"""The long text that needles are hidden in, as passages that are laid end to end.
+"""Long English text as passages that are laid end to end: to learn from, and to hide needles in.
 
-The package's own, `data/haystack.txt.gz`, is Jane Austen's *Persuasion* (1818, public domain).
+The package's own, `haystack.txt.gz`, is Jane Austen's *Persuasion* (1818, public domain).
 """
 
 from __future__ import annotations
@@ -8,15 +8,13 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
 from lwm_core.errors import UsageError
-from lwm_core.tokenizer import Tokenizer
 
 
-def read_haystack(path: Path | None = None) -> list[str]:
+def read_prose(path: Path | None = None) -> list[str]:
     """The passages of a text: of the package's own, of a text file (UTF-8), of JSON lines.
 
     A passage is a paragraph, or the `text` of a line of a `.jsonl` file.
@@ -33,25 +31,11 @@ def read_haystack(path: Path | None = None) -> list[str]:
         else:
             passages = [part + "\n\n" for part in re.split(r"\n\s*\n", text) if part.strip()]
         if not "".join(passages):
-            raise UsageError(f"{path}: the haystack is empty")
+            raise UsageError(f"{path}: there is no text in it")
     except OSError as error:
-        raise UsageError(f"{path}: can't read the haystack: {error.strerror}") from error
+        raise UsageError(f"{path}: can't be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise UsageError(
-            f"{path}: not a haystack: UTF-8 text or JSON lines with a text are needed"
+            f"{path}: not prose: UTF-8 text, or JSON lines with a `text`, is needed"
         ) from error
     return passages
-
-
-def fill(passages: Iterator[str], size: int, tokenizer: Tokenizer) -> list[int]:
-    """The ids of the next passages, joined: as few as hold `size` tokens."""
-    text = ""
-    ids: list[int] = []
-    while len(ids) < size:
-        missing = size - len(ids)
-        while missing > 0:
-            passage = next(passages)
-            text += passage
-            missing -= len(tokenizer.encode(passage))
-        ids = tokenizer.encode(text)
-    return ids
