@@ -1,4 +1,4 @@
-"""Command line of the examiner: `python -m benchmarks.exam [see|pictures|draw|film|all] …`."""
+"""Command line of the examiner: `python -m benchmarks.exam [see|pictures|parts|draw|film|all] …`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from .report import Record, show, write_json
 TASKS: dict[str, Callable[[Examinee, int, int, Path], list[Record]]] = {
     "see": partial(see.examine, "see"),
     "pictures": partial(see.examine, "pictures"),
+    "parts": see.examine_parts,
     "draw": make.examine_draw,
     "film": make.examine_film,
 }

@@ -12,6 +12,12 @@ from .examinee import Examinee
 from .report import Attributes, Record, counted, write_sheet
 
 QUESTIONS = {"see": "what happens?", "pictures": "what is in the picture?"}
+PARTS = {
+    "direction": "which way does it move?",
+    "colour": "which colour is it?",
+    "shape": "which shape is it?",
+}
+"""Questions about one thing, each asked as the first of a conversation (task `parts`)."""
 MOTION_WORDS = {
     "left": r"left(?:wards?)?",
     "right": r"right(?:wards?)?",
@@ -54,6 +60,19 @@ def examine(task: str, model: Examinee, count: int, seed: int, folder: Path) -> 
         wrong = ", ".join(records[-1].mistakes)
         cells.append((strip, f"{answer[:60]}\n{wrong and 'WRONG: ' + wrong}"))
     write_sheet(folder / f"{task}.png", cells)
+    return records
+
+
+def examine_parts(model: Examinee, count: int, seed: int, folder: Path) -> list[Record]:
+    """Ask about `count` moving clips, one thing at a time, without any question before it."""
+    records, cells = [], []
+    for index, scene in enumerate(counted(scenes(count, seed, moving_only=True), "parts")):
+        path, strip, asked = _media("see", scene, folder / f"parts_{index:03}_{scene.name}")
+        answers = {part: model.answer(path, question) for part, question in PARTS.items()}
+        found = {part: understand(answer)[part] for part, answer in answers.items()}
+        records.append(Record("parts", path.name, asked, found, " | ".join(answers.values())))
+        cells.append((strip, records[-1].answer[:90]))
+    write_sheet(folder / "parts.png", cells)
     return records
 
 
