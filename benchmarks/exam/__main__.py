@@ -1,4 +1,4 @@
-"""Command line of the examiner: `python -m benchmarks.exam [see|pictures|parts|draw|film|all] …`."""
+"""Command line of the examiner: `python -m benchmarks.exam [TASK]`, by default all tasks."""
 
 from __future__ import annotations
 
