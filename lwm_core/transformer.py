@@ -207,7 +207,7 @@ def _block(
     layer: Params,
     x: jax.Array,
     cache: KVCache | None = None,
-    index: jax.Array | int = 0,
+    index: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input."""
     batch, length, _ = x.shape
@@ -218,7 +218,7 @@ def _block(
         k = rotate(linear(h, layer["wk"]).reshape(heads), *rope)
         v = linear(h, layer["wv"]).reshape(heads)
         k_places = places
-        if cache is not None:
+        if cache is not None and index is not None:
             cache, k, v = _remember(cache, index, k, v)
             k_places = Places(cache.positions, cache.segments)
         out = attend(q, k, v, places, k_places, attention).out
@@ -229,7 +229,7 @@ def _block(
 
 
 def _remember(
-    cache: KVCache, index: jax.Array | int, k: jax.Array, v: jax.Array
+    cache: KVCache, index: jax.Array, k: jax.Array, v: jax.Array
 ) -> tuple[KVCache, jax.Array, jax.Array]:
     """Write one layer's keys and values `[B, T, K, H]`; returns the layer's `[B, S, K, H]`."""
     at = (index, 0, 0, cache.length, 0)

@@ -57,8 +57,7 @@ def examine(task: str, model: Examinee, count: int, seed: int, folder: Path) -> 
         path, strip, asked = _media(task, scene, folder / f"{task}_{index:03}_{scene.name}")
         answer = model.answer(path, QUESTIONS[task])
         records.append(Record(task, path.name, asked, understand(answer), answer))
-        wrong = ", ".join(records[-1].mistakes)
-        cells.append((strip, f"{answer[:60]}\n{wrong and 'WRONG: ' + wrong}"))
+        cells.append((strip, _caption(records[-1])))
     write_sheet(folder / f"{task}.png", cells)
     return records
 
@@ -71,9 +70,14 @@ def examine_parts(model: Examinee, count: int, seed: int, folder: Path) -> list[
         answers = {part: model.answer(path, question) for part, question in PARTS.items()}
         found = {part: understand(answer)[part] for part, answer in answers.items()}
         records.append(Record("parts", path.name, asked, found, " | ".join(answers.values())))
-        cells.append((strip, records[-1].answer[:90]))
+        cells.append((strip, _caption(records[-1])))
     write_sheet(folder / "parts.png", cells)
     return records
+
+
+def _caption(record: Record) -> str:
+    wrong = ", ".join(record.mistakes)
+    return f"{record.answer[:60]}\n{wrong and 'WRONG: ' + wrong}"
 
 
 def _media(task: str, scene: Scene, stem: Path) -> tuple[Path, list[Image.Image], dict[str, str]]:

@@ -169,7 +169,7 @@ class Lessons:
         return weigh(wish, 0.0) + made
 
     def _prose(self, rng: np.random.Generator) -> Weighted:
-        """A stretch of the haystack, to learn plain English from."""
+        """A stretch of the prose, to learn plain English from."""
         start = int(rng.integers(0, max(1, len(self.prose) - 600)))
         return weigh(self.tokenizer.encode(self.prose[start : start + 600]), PROSE)
 

@@ -122,8 +122,8 @@ def _image_tokenizer(recipe: LanguageRecipe, directory: Path | None) -> vqgan.VQ
     image = checkpoint.read_vqgan(directory) if directory else None
     if recipe.image_tokenizer and image is None:
         raise ConfigError(
-            f"image_tokenizer: {directory} holds no vqgan/ folder; "
-            "`lwm train nano-vqgan` makes one in runs/nano-vqgan/model"
+            f"image_tokenizer: {directory} holds no vqgan/ folder; train an image tokenizer first "
+            "(for nano: lwm train nano-vqgan), or name another directory"
         )
     shares = (stage.mix.get(kind) for stage in recipe.stages for kind in ("see", "make", "move"))
     if image is None and any(shares):
@@ -157,7 +157,6 @@ def _tokenizer(
         return source / checkpoint.TOKENIZER
     path = output / checkpoint.TOKENIZER
     if begins:
-        output.mkdir(parents=True, exist_ok=True)
         train_tokenizer(_texts(prose), path, recipe.tokenizer)
     return path
 

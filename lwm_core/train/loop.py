@@ -44,22 +44,24 @@ def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> I
     from the same weights, but along another schedule.
 
     Raises ConfigError for a wrong recipe and for one that differs in more from the run that it is
-    to resume, UsageError when the output holds a run already (and not `resume`) or none (and
-    `resume`), TrainingError when a metric or a weight is no longer a finite number, FormatError
-    when the recipe of the run was damaged, OutputError when nothing can be written.
+    to resume, UsageError when the output holds a checkpoint already (and not `resume`) or none (and
+    `resume`) or a text can't be read, TrainingError when no vocabulary can be made of the texts or
+    a metric or a weight is no longer a finite number, FormatError when the recipe of the run was
+    damaged, OutputError when nothing can be written.
     """
     checked = read_recipe(recipe)
     backend.prepare()
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax warns there that saving takes time
     folder = output / "checkpoints"
-    begun = folder.is_dir()
-    if begun and any(folder.iterdir()) and not resume:
+    first = _last_step(folder)
+    if first and not resume:
         raise UsageError(f"{output} holds a run already; go on with --resume, or choose -o")
-    if resume and not begun:
-        raise UsageError(f"{output} holds no run to go on with; leave out --resume to begin one")
+    if resume and not first:
+        raise UsageError(
+            f"{output} holds no checkpoint to go on from; leave out --resume to begin a run"
+        )
     try:
-        first = max(ocp.utils.checkpoint_steps(folder), default=0) if begun else 0
-        job = _job(checked, output, first)  # before any folder: a recipe that can't run leaves none
+        job = _job(checked, output, first)
         folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
@@ -73,6 +75,12 @@ def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> I
                     yield event
     except OSError as error:
         raise OutputError(f"{output}: can't be written: {error.strerror or error}") from error
+
+
+def _last_step(folder: Path) -> int:
+    """The step of the last whole checkpoint in a folder, 0 without any."""
+    steps = [int(entry.name) for entry in folder.glob("*") if entry.name.isdecimal()]
+    return max(steps, default=0)
 
 
 def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, first: int) -> Job:

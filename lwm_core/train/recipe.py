@@ -178,7 +178,7 @@ def read_recipe(values: Mapping[str, Any]) -> ImageRecipe | LanguageRecipe:
 
 
 def to_document(recipe: ImageRecipe | LanguageRecipe) -> dict[str, Any]:
-    """The document that `read_recipe` reads as this recipe, with every setting in it."""
+    """The document that `read_recipe` reads as this recipe, with every setting that is set."""
     kind = next(kind for kind, cls in RECIPES.items() if isinstance(recipe, cls))
     # As in TOML, what is None is not there.
     values = dataclasses.asdict(

@@ -4,6 +4,8 @@ short notes with numbers, as people write and ask for them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from lwm_core.wording import CITIES, NEEDLE, ask
@@ -15,27 +17,44 @@ BEGUN = 0.75
 """Share of the texts that begin with a literal `<s> `, as those of the test do."""
 
 MOST_NOTES = 4
-# How a number is noted, how it is asked for, and how the answer begins.
+
+
+class Wording(NamedTuple):
+    """How a number is noted, asked for and told; all of them name a noun, a city and a number."""
+
+    note: str
+    questions: tuple[str, ...]
+    answer: str
+
+
 NOTES = (
-    (
-        "The {} number for {} is {}.",
-        ("What is the {} number for {}?", "Which {} number has {}?", "What's {1}'s {0} number?"),
-        "The {} number for {} is {}.",
+    Wording(
+        "The {noun} number for {city} is {number}.",
+        (
+            "What is the {noun} number for {city}?",
+            "Which {noun} number has {city}?",
+            "What's {city}'s {noun} number?",
+        ),
+        "The {noun} number for {city} is {number}.",
     ),
-    (
-        "The special magic {1} number is: {2}",
-        ("What is the magic number for {1}?", "What is the special magic {1} number?"),
-        "The special magic {1} number is: {2}.",
+    Wording(
+        "The special magic {city} number is: {number}.",
+        ("What is the magic number for {city}?", "What is the special magic {city} number?"),
+        "The special magic {city} number is: {number}.",
     ),
-    (
-        "{1}: {2}",
-        ("What is the number for {1}?", "Which number has {1}?", "What stands behind {1}?"),
-        "The number for {1} is {2}.",
+    Wording(
+        "{city}: {number}.",
+        (
+            "What is the number for {city}?",
+            "Which number has {city}?",
+            "What stands behind {city}?",
+        ),
+        "The number for {city} is {number}.",
     ),
-    (
-        "The code of {1} is {2}.",
-        ("What is the code of {1}?", "What is {1}'s code?", "Tell me the code of {1}."),
-        "The code of {1} is {2}.",
+    Wording(
+        "The code of {city} is {number}.",
+        ("What is the code of {city}?", "What is {city}'s code?", "Tell me the code of {city}."),
+        "The code of {city} is {number}.",
     ),
 )
 NOUNS = ("magic", "secret", "lucky", "telephone", "house")
@@ -64,27 +83,27 @@ def sample(
 
 
 def notes(rng: np.random.Generator, haystack: str, *, characters: int) -> Exchange:
-    """Up to MOST_NOTES numbers of two to seven figures, mostly among sentences, and one of them.
+    """Up to MOST_NOTES notes of numbers of two to seven figures; one of them is asked for.
 
-    All is in the user's words: the notes in about `characters` characters of text, the question.
+    All is in the user's words: the notes, mostly at the ends of sentences of a text of at most
+    `characters` characters, then the question.
     """
-    note, questions, answer = pick(rng, NOTES)
-    noun = pick(rng, NOUNS)
+    wording, noun = pick(rng, NOTES), pick(rng, NOUNS)
     count = int(rng.integers(1, MOST_NOTES + 1))
     cities = [PLACES[i] for i in rng.choice(len(PLACES), count, replace=False)]
-    facts = [(noun, city, rng.integers(10, 10 ** rng.integers(2, 8))) for city in cities]
-    lines = [note.format(*fact) for fact in facts]
-    if rng.random() < 0.7:
-        sentences = cut(rng, haystack, characters).replace("\n", " ").split(". ")
-        places = np.sort(rng.integers(0, len(sentences) + 1, count))
-        for place, line in reversed(list(zip(places, lines, strict=True))):
-            sentences.insert(place, line.removesuffix("."))
-        text = pick(rng, (". ", ".\n")).join(sentences).strip()
-    else:
-        text = pick(rng, ("\n", " ")).join(lines)
+    numbers = [rng.integers(10, 10 ** rng.integers(2, 8)) for _ in cities]
+    facts = [{"noun": noun, "city": c, "number": n} for c, n in zip(cities, numbers, strict=True)]
+    lines = [wording.note.format(**fact) for fact in facts]
+    context = cut(rng, haystack, characters) if rng.random() < 0.7 else ""
+    context = context[: context.rfind(".") + 1].strip()  # whole sentences
+    between = pick(rng, ("\n", " "))
+    for line in lines:
+        place = insertion_point(context, rng.random())
+        parts = (context[:place], line, context[place:].lstrip())
+        context = between.join(part for part in parts if part)
     asked = facts[rng.integers(count)]
-    question = typed(rng, pick(rng, questions).format(*asked))
-    return text + pick(rng, ("\n\n", "\n", " ")) + question, answer.format(*asked)
+    question = typed(rng, pick(rng, wording.questions).format(**asked))
+    return context + pick(rng, ("\n\n", "\n", " ")) + question, wording.answer.format(**asked)
 
 
 def cut(rng: np.random.Generator, haystack: str, characters: int) -> str:

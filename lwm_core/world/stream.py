@@ -39,7 +39,8 @@ class Example:
     `see`: frames and exchanges about them. `make`: one exchange whose answer is the frames
     (its text is empty); `move`: the same of a shape that surely moves, and says which way.
     `dialogue`: exchanges. `repeat`: one exchange, whose answer is in the
-    question. `notes` and `retrieval`: one exchange about a number in a text.
+    question. `notes`: one exchange about a number in the user's words. `retrieval`: one about a
+    number in a text, its prompt whole, from the system's words to `ASSISTANT: `.
     """
 
     kind: str
@@ -101,6 +102,7 @@ def _retrieval(rng: np.random.Generator, given: _Range) -> Example:
 
 
 def _notes(rng: np.random.Generator, given: _Range) -> Example:
+    """Notes are short: a text of any length up to that of a retrieval text, and more often less."""
     characters = int(rng.integers(given.text(rng)))
     return Example("notes", [retrieval.notes(rng, given.haystack, characters=characters)])
 
