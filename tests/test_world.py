@@ -101,6 +101,7 @@ def test_several_needles_in_the_wording_of_the_needle_test() -> None:
 def test_notes_are_asked_for_after_they_were_made() -> None:
     """Among whole sentences or alone; one of them is asked for, wherever it stands."""
     prose = "".join(f"This is sentence {n} of a text. " for n in "abcdefghijklmnopqrstuvwxyz")
+    prose *= 40
     figures, counts, places, lengths = set(), set(), set(), []
     for seed in range(200):
         asked, answer = retrieval.notes(generator(seed), prose, characters=400)
