@@ -233,7 +233,6 @@ def train_tokenizer(
     except (RuntimeError, OSError) as error:
         reason = str(error).rpartition("] ")[2]  # after the place in SentencePiece's source
         raise TrainingError(f"can't train a tokenizer of {vocab_size} pieces: {reason}") from error
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_bytes(model.getvalue())
 

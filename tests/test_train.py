@@ -144,15 +144,16 @@ def test_lines_of_metrics_survive_being_killed_at_once(
     assert metrics(run) == before
 
 
-def test_a_run_that_can_not_begin_leaves_no_folder(text: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_that_can_not_begin_leaves_nothing(text: dict[str, Any], tmp_path: Path) -> None:
     run, missing = tmp_path / "run", str(tmp_path / "none")
     with pytest.raises(UsageError, match="no checkpoint to go on from"):
         next(train(text, output=run, resume=True))
-    with pytest.raises(TrainingError, match="Vocabulary size too high"):
-        next(train({**text, "tokenizer": 200_000}, output=run))
     with pytest.raises(ConfigError, match=r"image_tokenizer: .*none holds no vqgan/ folder"):
         next(train({**text, "image_tokenizer": missing}, output=run))
     assert not run.exists()
+    with pytest.raises(TrainingError, match="Vocabulary size too high"):
+        next(train({**text, "tokenizer": 200_000}, output=run))
+    assert not list(run.iterdir())
 
 
 def test_killed_before_the_first_checkpoint_leaves_nothing(

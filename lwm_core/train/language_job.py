@@ -157,6 +157,7 @@ def _tokenizer(
         return source / checkpoint.TOKENIZER
     path = output / checkpoint.TOKENIZER
     if begins:
+        output.mkdir(parents=True, exist_ok=True)
         train_tokenizer(_texts(prose), path, recipe.tokenizer)
     return path
 
