@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from lwm_cli import options
 from lwm_cli.ui import Screen
+
+if TYPE_CHECKING:
+    from lwm_core.convert import Plan
 
 
 def run(
@@ -16,6 +21,14 @@ def run(
         str, typer.Argument(metavar="SRC", help="The model: a name, a directory or a file.")
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The directory to write.")],
+    to: Annotated[
+        Literal["lwm", "hf", "lwm-jax"],
+        typer.Option(
+            "--to",
+            help="A model directory; one that transformers opens with its tokenizer; "
+            "the files of the original.",
+        ),
+    ] = "lwm",
     like: Annotated[
         str | None,
         typer.Option(
@@ -24,30 +37,56 @@ def run(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16"] | None,
+        Literal["float32", "bfloat16", "float16"] | None,
         typer.Option("--dtype", help="Number format to store; by default that of the source."),
     ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare logits with the source's at the end.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be written; write nothing.")
+    ] = False,
+    as_json: options.AsJson = False,
     force: options.Force = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
-    """Convert a model to a model directory.
+    """Take a model from one format to another.
 
-    It goes tensor by tensor, so that a large model needs little memory.
+    It goes layer by layer, so that a large one needs little memory; what was written is read again
+    and compared.
     """
     from lwm_core import backend
 
-    backend.prepare()  # before the next line brings in jax
-    from lwm_core.convert import convert
+    backend.prepare()  # before the next lines bring in jax
+    from lwm_core import convert
+    from lwm_core.source import open_source
 
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        convert(
-            source,
-            target,
-            like=like,
-            dtype=dtype,
-            force=force,
-            on_progress=screen.progress,
-        )
-    typer.echo(target)
+        opened = open_source(source, like=like)
+        planned = convert.plan(opened, target, to=to, dtype=dtype)
+        for line in opened.assumed:
+            screen.note(f"{source} does not say all; taken: {line}")
+        if not dry_run:
+            convert.convert(
+                opened, target, to=to, dtype=dtype, force=force, on_progress=screen.progress
+            )
+            if verify:
+                difference = convert.verify(opened, target)
+                screen.note(f"logits differ from the source's by {difference:.2g} of their spread")
+    typer.echo(_told(planned, as_json=as_json, dry_run=dry_run))
+
+
+def _told(planned: Plan, *, as_json: bool, dry_run: bool) -> str:
+    """What was or would be written, in a line or as JSON."""
+    if as_json:
+        values = dataclasses.asdict(planned)
+        return json.dumps(values | {"source": str(planned.source), "target": str(planned.target)})
+    if not dry_run:
+        return str(planned.target)
+    return (
+        f"{planned.target}: {planned.parameters:,} parameters in {planned.tensors} tensors as "
+        f"{planned.dtype}, {planned.bytes / 1e6:,.1f} MB, format {planned.format}, "
+        f"from {planned.source}"
+    )

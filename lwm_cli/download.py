@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ def run(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A name or a Hub repository.",
+            help="A name, a Hub repository or its URL.",
             autocompletion=options.complete_model,
         ),
     ] = None,
@@ -42,10 +43,17 @@ def run(
         return
     if name is None:
         raise UsageError("name a model, or see them with --list")
+    if not verbose:
+        # The Hub's client reads it once; its warnings would break the bars, and errors are ours.
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     from lwm_core.download import download
 
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        path = download(name, revision=revision, force=force, on_progress=screen.progress)
+        try:
+            path = download(name, revision=revision, force=force, on_progress=screen.progress)
+        except KeyboardInterrupt:
+            screen.note("what came so far is kept; the same command goes on from there")
+            raise
     typer.echo(json.dumps({"model": name, "path": str(path)}) if as_json else path)
 
 

@@ -26,7 +26,7 @@ def picture_size(model: str) -> int:
     from lwm_core import backend
 
     backend.prepare()  # before the next line brings in jax
-    from lwm_core.load import picture_size
+    from lwm_core.source import picture_size
 
     return picture_size(model)
 
@@ -39,6 +39,8 @@ def load(name: str, screen: Screen, **settings: Any) -> LoadedModel:
     from lwm_core.load import load_model
 
     model = load_model(name, on_progress=screen.progress, **settings)
+    for line in model.assumed:
+        screen.note(f"{model.name} does not say all; taken: {line}")
     if model.hint:
         screen.note(model.hint)
     if screen.verbose:

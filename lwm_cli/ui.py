@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PICTURE_COLUMNS = 64
 LINES_OF_BARS = 3  # that stay free below a picture
+PHASE_COLUMNS = 26  # more of a file's name would push the figures out of a narrow terminal
 TABLE_COLUMNS_IN_A_FILE = 160
 
 
@@ -108,9 +109,11 @@ class _Board:
         from rich.console import Console
         from rich.live import Live
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
+        phase = Column(no_wrap=True, overflow="ellipsis", max_width=PHASE_COLUMNS)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False, table_column=phase),
             BarColumn(bar_width=30),
             TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(compact=True),

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lwm_core import transformer, vqgan
+from lwm_core import chat_templates, transformer, vqgan
 from lwm_core.config import ModelConfig, VQConfig
 from lwm_core.errors import FormatError, OutputError, UsageError
+from lwm_core.formats.torch_bin import TorchFiles
 from lwm_core.tensor_files import TensorFiles, read_json, write_json, write_tensors
+from lwm_core.vocabulary import AnyTokenizer
+from lwm_core.weights import Weights, layers_of
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.model"
@@ -31,7 +34,8 @@ Habits = Mapping[str, Mapping[str, Any]]
 """How a model likes to be sampled, by task: `{"draw": {"guidance": 3.0}}`."""
 
 _OURS = re.compile(
-    r"config\.json|tokenizer\.model|vqgan|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"config\.json|tokenizer\.model|tokenizer\.json|tokenizer_config\.json|chat_template\.jinja|"
+    r"vqgan|params|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )
 """What a model directory consists of: anything else is somebody's, and never overwritten."""
 
@@ -51,43 +55,31 @@ def read_habits(directory: Path) -> Habits:
     return habits
 
 
-def stored_dtype(directory: Path, config: ModelConfig) -> str:
-    """The number format of the weights in a directory; the first one tells for all.
+class DirectoryWeights:
+    """The weights of a model directory: ours, or any Llama of Hugging Face."""
 
-    Raises FormatError.
-    """
-    _, first = next(read_weights(directory, config))
-    return first.dtype.name
+    def __init__(self, directory: Path, config: ModelConfig):
+        self._files = open_tensors(directory)
+        self._table = transformer.parameters(config)
 
+    @property
+    def dtype(self) -> str:
+        """The number format of the first layer; float32 for one that models are not stored in."""
+        name = self.read("layers.wq", 0).dtype.name
+        return name if name in _DTYPES else "float32"
 
-def read_weights(
-    directory: Path, config: ModelConfig, on_tensor: Callable[[int, int], None] | None = None
-) -> Iterator[tuple[str, np.ndarray]]:
-    """The parameters by dotted name as they are stored, layers stacked, one after another.
-
-    `on_tensor(done, total)` is called after each. Raises FormatError for damaged weights.
-    """
-    files = TensorFiles(directory)
-    table = transformer.parameters(config)
-    for done, (name, parameter) in enumerate(table.items(), start=1):
-        if parameter.stacked:
-            yield name, _stacked(files, parameter)
-        else:
-            yield name, files.read(parameter.hf_name, parameter.shape)
-        if on_tensor:
-            on_tensor(done, len(table))
+    def read(self, name: str, layer: int | None = None) -> np.ndarray:
+        """One parameter, or one layer of a stacked one. Raises FormatError."""
+        parameter = self._table[name]
+        shape = parameter.shape if layer is None else parameter.shape[1:]
+        return self._files.read(parameter.hf_name.format(layer=layer), shape)
 
 
-def _stacked(files: TensorFiles, parameter: transformer.Parameter) -> np.ndarray:
-    """One tensor of all layers `[L, ...]`, filled layer by layer."""
-    layers, *shape = parameter.shape
-    parts = (files.read(parameter.hf_name.format(layer=n), tuple(shape)) for n in range(layers))
-    first = next(parts)
-    stack = np.empty(parameter.shape, first.dtype)
-    stack[0] = first
-    for layer, part in enumerate(parts, start=1):
-        stack[layer] = part
-    return stack
+def open_tensors(directory: Path) -> TensorFiles | TorchFiles:
+    """The tensors of a directory by Hugging Face's names. Raises FormatError."""
+    if TorchFiles.found(directory) and not TensorFiles.found(directory):
+        return TorchFiles(directory)
+    return TensorFiles(directory)
 
 
 def read_image_config(folder: Path) -> VQConfig:
@@ -110,56 +102,65 @@ def read_vqgan(directory: Path) -> vqgan.VQGAN | None:
     return vqgan.from_tensors(config, {k: v.astype(np.float32) for k, v in tensors.items()})
 
 
-def write_model(
-    directory: Path,
+def write_model(directory: Path, *args: Any, force: bool = False, **kwargs: Any) -> None:
+    """Write a model directory as `fill_directory` fills a folder, whole or not at all.
+
+    Raises UsageError when the directory exists (and not `force`).
+    """
+    with new_directory(directory, force=force) as folder:
+        fill_directory(folder, *args, **kwargs)
+
+
+def fill_directory(
+    folder: Path,
     config: ModelConfig,
-    tensors: Iterable[tuple[str, np.ndarray]],
+    weights: Weights,
     *,
-    tokenizer: Path,
+    tokenizer: AnyTokenizer,
     image: vqgan.VQGAN | None = None,
     dtype: str = "float32",
     defaults: Habits | None = None,
-    force: bool = False,
+    template: str | None = None,
+    on_bytes: Callable[[int], None] | None = None,
 ) -> None:
-    """Write a model directory; `tensors` are parameters by dotted name, cast to `dtype`.
+    """Write a model into an empty folder, its weights cast to `dtype`, layer by layer.
 
-    `defaults` are this model's habits of sampling, by task. Raises UsageError when the directory
-    exists (and not `force`) or `dtype` is unknown, and OutputError when it can't be written.
+    `defaults` are this model's habits of sampling, by task; `template` is its chat template, kept
+    for programs that run such; `on_bytes(count)` is called after each tensor. What was written is
+    read again and compared with what was meant.
+    Raises UsageError when `dtype` is unknown, and OutputError when the disk gives other bytes back.
     """
     table = transformer.parameters(config)
-    shapes = {
-        name: shape for parameter in table.values() for name, shape in _stored_shapes(parameter)
+    write_tensors(
+        folder, stored_shapes(table), numpy_dtype(dtype), _stored(table, weights), on_bytes
+    )
+    values = {**config.to_json(), "torch_dtype": dtype}
+    if defaults:
+        values["lwm"]["defaults"] = defaults
+    write_json(folder / CONFIG, values)
+    tokenizer.save(folder)
+    if template is not None:
+        (folder / chat_templates.FILE).write_text(template, encoding="utf-8")
+    if image is not None:
+        write_vqgan(folder / VQGAN, image)
+
+
+def stored_shapes(table: Mapping[str, transformer.Parameter]) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model directory: shapes by Hugging Face's names, layer by layer."""
+    return {
+        parameter.hf_name.format(layer=layer): parameter.shape[layer is not None :]
+        for parameter in table.values()
+        for layer in layers_of(parameter)
     }
-    number = numpy_dtype(dtype)
-    with new_directory(directory, force=force) as folder:
-        write_tensors(folder, shapes, number, _unstacked(table, tensors))
-        values = {**config.to_json(), "torch_dtype": dtype}
-        if defaults:
-            values["lwm"]["defaults"] = defaults
-        write_json(folder / CONFIG, values)
-        shutil.copyfile(tokenizer, folder / TOKENIZER)
-        if image is not None:
-            write_vqgan(folder / VQGAN, image)
 
 
-def _stored_shapes(parameter: transformer.Parameter) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Hugging Face's names and the shapes of one parameter: one for each layer."""
-    if not parameter.stacked:
-        yield parameter.hf_name, parameter.shape
-        return
-    layers, *shape = parameter.shape
-    for layer in range(layers):
-        yield parameter.hf_name.format(layer=layer), tuple(shape)
-
-
-def _unstacked(
-    table: Mapping[str, transformer.Parameter], tensors: Iterable[tuple[str, np.ndarray]]
+def _stored(
+    table: Mapping[str, transformer.Parameter], weights: Weights
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors under Hugging Face's names, layer by layer."""
-    for name, tensor in tensors:
-        parts = tensor if table[name].stacked else [tensor]
-        for (stored, _), part in zip(_stored_shapes(table[name]), parts, strict=True):
-            yield stored, part
+    """Tensors under Hugging Face's names."""
+    for name, parameter in table.items():
+        for layer in layers_of(parameter):
+            yield parameter.hf_name.format(layer=layer), weights.read(name, layer)
 
 
 def write_vqgan(folder: Path, image: vqgan.VQGAN) -> None:

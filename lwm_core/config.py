@@ -186,6 +186,57 @@ def _vocabulary(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class OriginalSizes:
+    """What the original's weight files do not say: heads (None: by `named_heads`), context, …
+
+    The original has one size of picture and of the groups that its image tokenizer normalises;
+    models of other sizes say theirs.
+    """
+
+    heads: int | None
+    max_length: int
+    rope_theta: float
+    norm_eps: float = 1e-6
+    frame_codes: int = 256
+    image_groups: int = 32
+
+    @classmethod
+    def of(cls, config: ModelConfig, image_groups: int = 32) -> OriginalSizes:
+        """What the weights of a model would not say in the original's format."""
+        return cls(
+            config.heads,
+            config.max_length,
+            config.rope_theta,
+            config.norm_eps,
+            config.frame_codes,
+            image_groups,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """These values in the original's own keys."""
+        return {
+            "num_attention_heads": self.heads,
+            "max_sequence_length": self.max_length,
+            "theta": self.rope_theta,
+            "rms_norm_eps": self.norm_eps,
+            "frame_codes": self.frame_codes,
+            "image_groups": self.image_groups,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> OriginalSizes:
+        """Read a configuration in the original's own keys. Raises ConfigError naming the key."""
+        return cls(
+            heads=_whole(values, "num_attention_heads"),
+            max_length=_whole(values, "max_sequence_length"),
+            rope_theta=_number(values, "theta", 10_000.0),
+            norm_eps=_number(values, "rms_norm_eps", 1e-6),
+            frame_codes=_whole(values, "frame_codes", 256),
+            image_groups=_whole(values, "image_groups", 32),
+        )
+
+
+@dataclass(frozen=True)
 class VQConfig:
     """An image tokenizer of the LWM architecture; the defaults are the published size."""
 
@@ -263,3 +314,11 @@ SIZES: dict[str, ModelConfig] = {
     "65b": _llama(8192, 22016, 80, 64, 2048),
 }
 """The original's named sizes, text-only."""
+
+
+def named_heads(hidden: int, intermediate: int, layers: int) -> int | None:
+    """The heads of the original's named size of this shape, or None if there is none."""
+    for size in SIZES.values():
+        if (size.hidden, size.intermediate, size.layers) == (hidden, intermediate, layers):
+            return size.heads
+    return None

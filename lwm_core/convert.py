@@ -1,151 +1,162 @@
-"""From any format that we read to a model directory, tensor by tensor.
-
-Sources are model directories (ours, or a Llama of Hugging Face with a `tokenizer.model`) and models
-as the original published them: streamed `params`, a pickled `vqgan` and `tokenizer.model`, side by
-side. The original's files don't say heads, rotary base and context; those come from the card of
-the model, or of the model that it is like.
-"""
+"""From any format that we read to any that we write, one layer of one tensor at a time."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import math
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import jax.numpy as jnp
 import numpy as np
 
-from lwm_core import checkpoint, registry, transformer, vqgan
-from lwm_core.config import ModelConfig
-from lwm_core.errors import FormatError, UsageError
-from lwm_core.formats.lwm_jax import load_lwm_jax
-from lwm_core.formats.vqgan_names import rename_lwm_vqgan
-from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
-from lwm_core.load import STREAM, find_model
-from lwm_core.types import Progress
+from lwm_core import checkpoint, transformer
+from lwm_core.config import OriginalSizes
+from lwm_core.errors import OutputError
+from lwm_core.formats.hf_tokenizer import write_fast_tokenizer
+from lwm_core.formats.lwm_jax_writer import write_streaming, write_vqgan_pickle
+from lwm_core.source import ORIGINAL_IMAGE, STREAMS, Source, open_source
+from lwm_core.tensor_files import write_json
+from lwm_core.tokenizer import Tokenizer
+from lwm_core.types import Progress, Tokens
+from lwm_core.weights import read_stacked
 
 LOG = logging.getLogger(__name__)
 
+Format = Literal["lwm", "hf", "lwm-jax"]
+"""A model directory; one with a tokenizer for transformers too; the files of the original."""
+
+TRIED_TOKENS = 32
+TOLERANCE = 1e-4
+"""How much logits may differ, in parts of their spread."""
+
 
 @dataclass(frozen=True)
-class Source:
-    """A model to convert: everything but the weights, and the weights one after another."""
+class Plan:
+    """What a conversion would write, and what it would take as given."""
 
-    config: ModelConfig
-    tensors: Iterator[tuple[str, np.ndarray]]
+    source: Path
+    target: Path
+    format: Format
     dtype: str
-    tokenizer: Path
-    image: vqgan.VQGAN | None
-    habits: checkpoint.Habits
+    parameters: int
+    bytes: int
+    tensors: int
+    assumed: tuple[str, ...]
+
+
+def plan(source: Source, dst: Path, *, to: Format = "lwm", dtype: str | None = None) -> Plan:
+    """What `convert` would do. Raises UsageError for an unknown format or dtype."""
+    number = checkpoint.numpy_dtype(dtype or source.weights.dtype)
+    count = transformer.count_parameters(source.config)
+    return Plan(
+        source=source.path,
+        target=dst,
+        format=to,
+        dtype=number.name,
+        parameters=count,
+        bytes=count * number.itemsize,
+        tensors=len(checkpoint.stored_shapes(transformer.parameters(source.config))),
+        assumed=source.assumed,
+    )
 
 
 def convert(
-    src: str,
+    source: Source,
     dst: Path,
     *,
-    like: str | None = None,
+    to: Format = "lwm",
     dtype: str | None = None,
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
-) -> None:
-    """Write the model `src` (a name, a directory, or a `params` file) to the directory `dst`.
+) -> Plan:
+    """Write an opened model to the directory `dst`; returns what was done.
 
-    `like` names a model, or is a model directory, that has the heads, rotary base and context of a
-    file of the original. `dtype` is by default that of the source. `dst` comes to be whole or not
-    at all. Raises ModelNotFound, UsageError when `dst` exists (and not `force`) or sizes are
-    unknown, FormatError for damaged sources, OutputError when `dst` can't be written.
+    `dtype` is by default that of the source. `dst` comes to be whole or not at all, and what was
+    written is read again and compared. Raises UsageError when `dst` exists (and not `force`),
+    FormatError for damaged sources, OutputError when `dst` can't be written or has no room.
     """
     checkpoint.check_new(dst, force=force)
-    path = registry.named_path(src)
-    if path is None or not path.is_file():
-        path = find_model(src)
-    if path.is_file() or not (path / checkpoint.CONFIG).is_file():
-        source = _original(src, path, like)
-    else:
-        source = _directory(path)
-    LOG.info("%s in %s to %s in %s", path, source.dtype, dst, dtype or source.dtype)
-    checkpoint.write_model(
-        dst,
-        source.config,
-        _counted(source, on_progress),
-        tokenizer=source.tokenizer,
-        image=source.image,
-        dtype=dtype or source.dtype,
-        defaults=source.habits,
-        force=force,
-    )
+    planned = plan(source, dst, to=to, dtype=dtype)
+    _check_space(dst, planned.bytes)
+    LOG.info("%s to %s as %s in %s", source.path, dst, to, planned.dtype)
+    done = 0
 
-
-def _counted(
-    source: Source, on_progress: Callable[[Progress], None] | None
-) -> Iterator[tuple[str, np.ndarray]]:
-    total = len(transformer.parameters(source.config))
-    for done, tensor in enumerate(source.tensors, start=1):
-        yield tensor
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
         if on_progress:
-            on_progress(Progress("converting", done, total, "tensors"))
+            on_progress(Progress("converting", done, planned.bytes, "bytes"))
+
+    with checkpoint.new_directory(dst, force=force) as folder:
+        if to == "lwm-jax":
+            _write_original(folder, source, planned.dtype, report)
+        else:
+            checkpoint.fill_directory(
+                folder,
+                source.config,
+                source.weights,
+                tokenizer=source.tokenizer,
+                image=source.image,
+                dtype=planned.dtype,
+                defaults=source.habits,
+                template=source.template,
+                on_bytes=report,
+            )
+        if to == "hf" and isinstance(source.tokenizer, Tokenizer):  # the other kind is one already
+            write_fast_tokenizer(folder, source.tokenizer, source.config)
+    return planned
 
 
-def _directory(path: Path) -> Source:
-    """A model directory."""
-    config = checkpoint.read_config(path)
-    return Source(
-        config=config,
-        tensors=checkpoint.read_weights(path, config),
-        dtype=checkpoint.stored_dtype(path, config),
-        tokenizer=_beside(path, checkpoint.TOKENIZER),
-        image=checkpoint.read_vqgan(path),
-        habits=checkpoint.read_habits(path),
-    )
+def _write_original(
+    folder: Path, source: Source, dtype: str, on_bytes: Callable[[int], None]
+) -> None:
+    """The files of the original, and its sizes, which it does not write itself."""
+    number = checkpoint.numpy_dtype(dtype)
+    write_streaming(folder / STREAMS[0], source.config, source.weights, number, on_bytes)
+    groups = source.image.config.groups if source.image else 32
+    write_json(folder / checkpoint.CONFIG, OriginalSizes.of(source.config, groups).to_json())
+    source.tokenizer.save(folder)
+    if source.image is not None:
+        write_vqgan_pickle(folder / ORIGINAL_IMAGE, source.image)
 
 
-def _original(src: str, path: Path, like: str | None) -> Source:
-    """A model as the original published it; `path` is its directory or its file of weights."""
-    folder, stream = (path.parent, path) if path.is_file() else (path, path / STREAM)
-    if not stream.is_file():
-        raise FormatError(f"{path}: neither {checkpoint.CONFIG} nor {STREAM} is there")
-    heads, rope_theta, max_length = _sizes(src, like)
-    config, tensors = load_lwm_jax(
-        stream, heads=heads, rope_theta=rope_theta, max_length=max_length
-    )
-    return Source(
-        config=config,
-        tensors=iter(tensors.items()),
-        dtype=tensors["embed"].dtype.name,
-        tokenizer=_beside(folder, checkpoint.TOKENIZER),
-        image=_image(folder, config) if config.vision_vocab else None,
-        habits={},
-    )
+def verify(source: Source, dst: Path) -> float:
+    """The largest difference of logits of a model and its conversion, in parts of their spread.
+
+    Both compute in float32 on the same ids, with weights rounded to the conversion's number format,
+    and are in memory one after the other. Raises OutputError when they differ by more than order of
+    summation explains.
+    """
+    made = open_source(str(dst))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(source.config.vocab, size=(1, TRIED_TOKENS), dtype=np.int32)
+    rounded = checkpoint.numpy_dtype(made.weights.dtype)
+    expected, found = (logits(one, ids, rounded) for one in (source, made))
+    difference = float(np.abs(found - expected).max() / expected.std())
+    if not difference <= TOLERANCE:
+        raise OutputError(f"{dst}: its logits differ from the source's by {difference:.3g}")
+    return difference
 
 
-def _sizes(src: str, like: str | None) -> tuple[int, float, int]:
-    """Heads, rotary base and context of a model of the original."""
-    path = registry.named_path(like) if like else None
-    if path and path.is_dir():
-        config = checkpoint.read_config(path)
-        return config.heads, config.rope_theta, config.max_length
-    name = like or Path(src).name
-    card = registry.get(like) if like else registry.find(src) or registry.find(name)
-    if card is None:
-        raise UsageError(
-            f"{src} does not say heads, rotary base and context: name a model that shares them, "
-            "for example --like chat-1m"
+def logits(source: Source, ids: np.ndarray, rounded: np.dtype | None = None) -> np.ndarray:
+    """Logits, float32 `[B, T, V]`, of ids int32 `[B, T]`, computed in float32.
+
+    The weights are rounded to a number format first, or taken as they are stored.
+    """
+    tensors = read_stacked(source.weights, source.config, rounded)
+    params = transformer.nest({name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors})
+    tokens = Tokens(ids, np.arange(ids.shape[1], dtype=np.int32)[None], np.ones_like(ids))
+    return np.asarray(transformer.forward(params, source.config, tokens)[0])
+
+
+def _check_space(dst: Path, needed: int) -> None:
+    existing = next(path for path in (dst, *dst.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise OutputError(
+            f"{dst} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "
+            "free some space, or choose another disk"
         )
-    return card.heads, card.rope_theta, card.context
-
-
-def _image(folder: Path, config: ModelConfig) -> vqgan.VQGAN:
-    """The original's image tokenizer, whose file does not say the size of the pictures."""
-    image, weights = load_lwm_vqgan(_beside(folder, checkpoint.VQGAN))
-    side = math.isqrt(config.frame_codes)
-    image = dataclasses.replace(image, resolution=side * image.resolution // image.grid)
-    return vqgan.from_tensors(image, rename_lwm_vqgan(image, weights))
-
-
-def _beside(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise FormatError(f"{path}: missing; put it beside the weights, it comes with the model")
-    return path

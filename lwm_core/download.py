@@ -1,31 +1,40 @@
-"""Fetch models from the Hugging Face hub into its cache, and find those that are already there."""
+"""Fetch models from the Hugging Face Hub into its cache, and find those that are already there."""
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
-import re
-import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwm_core import registry
-from lwm_core.errors import DownloadError, LwmError
+from lwm_core.errors import DownloadError, LwmError, ModelNotFound
+from lwm_core.hub import cache
+from lwm_core.hub.address import Address, address_of, is_written
+from lwm_core.hub.checksum import File
+from lwm_core.hub.choice import Choice, choose
+from lwm_core.hub.patience import patiently
+from lwm_core.hub.reasons import explanation
+from lwm_core.hub.threads import in_threads
+from lwm_core.hub.transfer import Transfer
 
 if TYPE_CHECKING:
-    from huggingface_hub.file_download import DryRunFileInfo
+    from huggingface_hub.utils.tqdm import tqdm
 
     from lwm_core.types import Progress
 
 LOG = logging.getLogger(__name__)
 
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_SHARD = re.compile(r".*-\d+-of-\d+\.\w+")
-_WEIGHTS = ("*.safetensors", "params")
-_FILES = ("*.json", "*.model", "vqgan", *_WEIGHTS)
+THREADS = 4
+"""Files that come at the same time."""
+
+LIST_TIMEOUT = 30.0
+"""Seconds that the Hub may be silent before it says which files there are."""
+
+WHOLE = "download"
+"""The phase of the progress of all files together; that of one file is its name."""
 
 
 def download(
@@ -35,209 +44,154 @@ def download(
     force: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Path:
-    """The directory of a model, fetched first unless it is here: an alias or `owner/repository`.
+    """The directory of a model, fetched first unless it is here.
 
-    A model that ships with the package has its directory there, and nothing is fetched. With
-    `force`, every file is fetched anew. `on_progress` is called from several threads, one at a
-    time, with bytes done of all bytes to fetch.
+    `name` is an alias, `owner/repository`, or its URL, which may name the revision. Of a model
+    that a Python package ships the place is told, and nothing is fetched. What was interrupted
+    goes on where it stopped; with `force`, every file is fetched anew. Checksums are compared,
+    and the directory is whole or not there at all. `on_progress` is called from several threads,
+    one at a time, with bytes: for each file in turn, for its check, and for all (`WHOLE`).
 
-    Raises ModelNotFound for an unknown name and DownloadError for what keeps it from coming.
+    Raises ModelNotFound for an unknown name, UsageError for an impossible URL or revision, and
+    DownloadError for what keeps the model from coming.
     """
-    if registry.find(name) is registry.NANO:
-        return registry.embedded_path()
-    repository = _repository(name)
-    if not force and (here := _local_snapshot(repository, revision)):
+    card = registry.find(name)
+    if card and not card.repositories:
+        return registry.shipped_path(card)
+    address = address_of(name, revision)
+    if not force and (here := cache.snapshot_of(address)):
         return here
     try:
-        return _fetch(repository, revision, force, on_progress)
+        return _fetch(address, force, on_progress)
     except LwmError:
         raise
-    except Exception as error:  # the hub's client raises its own, its HTTP library's, the system's
-        raise DownloadError(_explanation(error, repository, revision)) from error
+    except Exception as error:  # the Hub's client raises its own, its HTTP library's, the system's
+        raise DownloadError(explanation(error, address)) from error
 
 
 def local_path(model: registry.Card | str, *, revision: str | None = None) -> Path | None:
-    """The directory of a whole model on this machine, or None; `model` may be a hub repository."""
+    """The directory of a whole model on this machine, or None; `model` may be a hub repository.
+
+    Raises UsageError for an impossible URL or revision.
+    """
     if isinstance(model, str):
-        return _local_snapshot(model, revision)
-    if model.embedded:
-        return registry.embedded_path()
-    found = (_local_snapshot(repository, revision) for repository in model.repositories)
+        return cache.snapshot_of(address_of(model, revision)) if is_written(model) else None
+    if not model.repositories:
+        try:
+            return registry.shipped_path(model)
+        except ModelNotFound:
+            return None
+    found = (cache.snapshot_of(Address(each, revision)) for each in model.repositories)
     return next((path for path in found if path), None)
 
 
 def is_repository(name: str) -> bool:
-    """Whether a name is written as a hub repository, `owner/repository`."""
-    return bool(_REPOSITORY.fullmatch(name))
+    """Whether a name is written as a hub repository: `owner/repository` or a URL."""
+    return is_written(name)
 
 
-def _repository(name: str) -> str:
-    """The hub repository that a name stands for; one written out stands for itself."""
-    card = registry.find(name)
-    if card is None and is_repository(name):
-        return name
-    repositories = registry.get(name).repositories
-    written = [each for each in repositories if each.lower() == name.strip().lower()]
-    return (written or repositories)[0]
+def _fetch(address: Address, force: bool, on_progress: Callable[[Progress], None] | None) -> Path:
+    commit, listed = _list(address)
+    choice = choose(address.repository, listed)
+    files = [listed[name] for name in (*choice.weights, *choice.beside)]
+    _check_sizes(address.repository, files)
+    stop = threading.Event()
+    total = sum(file.size for file in files)
+    report = _tally(total, on_progress)
+    transfer = Transfer(address.repository, commit, force, report, stop)
+    needed = sum(map(transfer.missing, files))
+    LOG.info("fetching %.0f of %.0f MB of %s", needed / 1e6, total / 1e6, address.repository)
+    cache.check_space(address.repository, needed)
+    in_threads(transfer.fetch, files, threads=THREADS, stop=stop)
+    return _put_in_place(address, commit, choice)
 
 
-def _local_snapshot(repository: str, revision: str | None) -> Path | None:
-    """Where the hub's cache keeps a whole copy of a repository, looked up without its client."""
-    from huggingface_hub import constants
+def _list(address: Address) -> tuple[str, dict[str, File]]:
+    """The commit that a revision is today, and its files by name."""
+    from huggingface_hub import HfApi
 
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reference = folder / "refs" / (revision or constants.DEFAULT_REVISION)
-    commit = reference.read_text().strip() if reference.is_file() else revision
-    snapshot = folder / "snapshots" / commit if commit else None
-    return snapshot if snapshot and _is_whole(snapshot, repository) else None
-
-
-def _is_whole(directory: Path, repository: str) -> bool:
-    """Whether all weights are there; the cache shows a file only once it is complete."""
-    card = registry.find(repository)
-    if card is not None and card.kind == "vision" and not (directory / "vqgan").exists():
-        return False
-    weights = {path.name for pattern in _WEIGHTS for path in directory.glob(pattern)}
-    if any(not _SHARD.fullmatch(name) for name in weights):
-        return True
-    return any(
-        weights.issuperset(shards) for shards in map(_shards, directory.glob("*.index.json"))
+    info = patiently(
+        lambda: HfApi().model_info(
+            address.repository,
+            revision=address.revision,
+            files_metadata=True,
+            timeout=LIST_TIMEOUT,
+        )
     )
-
-
-def _shards(index: Path) -> set[str | None]:
-    """The files that an index names; one that is damaged names none that could be there."""
-    try:
-        return set(json.loads(index.read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {None}
-
-
-def _fetch(
-    repository: str,
-    revision: str | None,
-    force: bool,
-    on_progress: Callable[[Progress], None] | None,
-) -> Path:
-    from huggingface_hub import snapshot_download
-
-    def snapshot(patterns: Sequence[str], total: int, *, dry_run: bool) -> Any:
-        return snapshot_download(
-            repository,
-            revision=revision,
-            force_download=force,
-            allow_patterns=list(patterns),
-            tqdm_class=_progress_bar(total, on_progress),
-            dry_run=dry_run,
+    if info.sha is None:
+        raise DownloadError(f"the hub names no commit of {address.repository}; try again later")
+    files = {
+        each.rfilename: File(
+            name=each.rfilename,
+            size=each.size or 0,
+            sha256=each.lfs.sha256 if each.lfs else None,
+            git_hash=None if each.lfs else each.blob_id,
         )
-
-    files = _wanted(snapshot([*_FILES, "*.bin"], 0, dry_run=True), repository)
-    total = sum(file.file_size or 0 for file in files if file.will_download)
-    LOG.info("fetching %s, %.0f MB", repository, total / 1e6)
-    _check_space(repository, total)
-    return Path(snapshot([file.filename for file in files], total, dry_run=False))
+        for each in info.siblings or ()
+    }
+    return info.sha, files
 
 
-def _wanted(files: list[DryRunFileInfo], repository: str) -> list[DryRunFileInfo]:
-    """All but PyTorch's `.bin`, which is not read. Raises DownloadError without other weights."""
-    wanted = [file for file in files if ".bin" not in file.filename]
-    if not any(Path(file.filename).match(pattern) for file in wanted for pattern in _WEIGHTS):
-        held = "weights as PyTorch's .bin only" if len(wanted) < len(files) else "no weights"
-        raise DownloadError(
-            f"{repository} holds {held}; lwm reads safetensors and LWM's params, name a "
-            "repository that has them"
-        )
-    return wanted
-
-
-def _check_space(repository: str, needed: int) -> None:
+def _check_sizes(repository: str, files: Sequence[File]) -> None:
+    """Make sure that the Hub gives all files by HTTP. Raises DownloadError if not."""
     from huggingface_hub import constants
 
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(path for path in (cache, *cache.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    if needed > free:
+    largest = max(files, key=lambda file: file.size)
+    if largest.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         raise DownloadError(
-            f"{repository} needs {needed / 1e9:.1f} GB and {cache} has {free / 1e9:.1f} GB left; "
-            "free some space, or set HF_HOME to a directory on another disk"
+            f"{largest.name} of {repository} has {largest.size / 1e9:.0f} GB, more than the hub "
+            f"gives in one piece; fetch it with `hf download {repository}` first"
         )
 
 
-def _progress_bar(total: int, on_progress: Callable[[Progress], None] | None) -> type:
-    """A progress bar for the hub's client that draws nothing and reports bytes instead."""
-    from huggingface_hub.utils.tqdm import tqdm
-
+def _tally(
+    total: int, on_progress: Callable[[Progress], None] | None
+) -> Callable[[str, int, int], None]:
+    """A report of one file's progress that adds up that of all."""
     from lwm_core.types import Progress
 
     lock = threading.Lock()
-    done = 0
+    done_of: dict[str, int] = {}
 
-    def report(count: float) -> None:
-        nonlocal done
+    def report(phase: str, done: int, size: int) -> None:
+        if on_progress is None:
+            return
         with lock:
-            if on_progress and count > done:
-                done = min(int(count), total)
-                on_progress(Progress("download", done, total, "bytes"))
+            on_progress(Progress(phase, done, size, "bytes"))
+            if not phase.startswith("checking "):
+                done_of[phase] = done
+                on_progress(Progress(WHOLE, sum(done_of.values()), total, "bytes"))
+
+    return report
+
+
+def _put_in_place(address: Address, commit: str, choice: Choice) -> Path:
+    """Let the client show the fetched files under their names, the weights last."""
+    from huggingface_hub import snapshot_download
+
+    def show(names: Sequence[str], revision: str | None) -> Path:
+        return Path(
+            snapshot_download(
+                address.repository,
+                revision=revision,
+                allow_patterns=[escape(name) for name in names],
+                tqdm_class=_silent_bar(),
+            )
+        )
+
+    # The first call asks for the revision by its name, so that the cache learns what it is today.
+    shown = patiently(lambda: show(choice.beside or choice.weights, address.revision))
+    if shown.name != commit:
+        raise DownloadError(f"{address.repository} changed while it was fetched; run it again")
+    return patiently(lambda: show(choice.weights, commit))
+
+
+def _silent_bar() -> type[tqdm]:
+    """A progress bar for the client that draws nothing: nothing is left to wait for."""
+    from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
-            self.counts_bytes = kwargs.get("unit") == "B"  # others count files
             super().__init__(*args, **{**kwargs, "disable": True})
 
-        def update(self, n: float | None = 1) -> None:
-            self.n += n or 0
-            if self.counts_bytes:
-                report(self.n)
-
     return Bar
-
-
-def _explanation(error: BaseException, repository: str, revision: str | None) -> str:
-    """One line on why a repository did not come, and what to do."""
-    from huggingface_hub import constants, errors
-
-    page = f"{constants.ENDPOINT}/{repository}"
-    log_in = "run `hf auth login` or set HF_TOKEN"
-    reasons: list[tuple[type[BaseException], str]] = [
-        (
-            errors.OfflineModeIsEnabled,
-            f"{repository} is not on this machine and HF_HUB_OFFLINE forbids to fetch it; "
-            "unset it, or give the path of a model directory",
-        ),
-        (
-            errors.GatedRepoError,
-            f"{repository} is given on request; accept its terms at {page}, then {log_in}",
-        ),
-        (
-            errors.RevisionNotFoundError,
-            f"{repository} has no revision {revision!r}; see {page}/commits",
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            f"there is no public repository {repository}; check the name, or {log_in} "
-            "if it is private",
-        ),
-    ]
-    causes = list(_causes(error))
-    for kind, reason in reasons:
-        if any(isinstance(cause, kind) for cause in causes):
-            return reason
-    for cause in causes:
-        if isinstance(cause, errors.HfHubHTTPError):
-            status = cause.response.status_code
-            what_to_do = log_in if status in (401, 403) else "try again in a few minutes"
-            return f"the hub answers {status} for {repository}; {what_to_do}"
-        if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
-            return f"the disk is full while fetching {repository}; free some space or set HF_HOME"
-    return (
-        f"fetching {repository} from {constants.ENDPOINT} failed "
-        f"({' '.join(str(causes[-1]).split()):.160}); check the connection and run it again, "
-        "it goes on where it stopped"
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what led to it, the root last."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

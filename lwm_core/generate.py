@@ -66,7 +66,7 @@ def reply(
     Ends at the end id or where the context is full. Raises ContextTooLong when the conversation
     leaves no room for an answer; the message says how many frames would fit.
     """
-    prompt = chat_prompt(model.tokenizer, model.layout, messages)
+    prompt = chat_prompt(model.tokenizer, model.layout, messages, model.style)
     room = model.config.max_length - len(prompt)
     if room < 1:
         raise ContextTooLong(_too_long(model, messages, len(prompt)))

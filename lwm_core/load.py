@@ -5,44 +5,46 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lwm_core import backend, checkpoint, download, registry, transformer
+from lwm_core import backend, checkpoint, transformer
 from lwm_core.attention import check_implementation
+from lwm_core.chat_templates import LWM, ChatStyle
 from lwm_core.config import ModelConfig
-from lwm_core.errors import FormatError, ModelNotFound, TextOnly
+from lwm_core.errors import FormatError, TextOnly
 from lwm_core.mesh import device_line, make_mesh, missed_gpu, shardings
-from lwm_core.tokenizer import Tokenizer
+from lwm_core.source import Source, open_source
 from lwm_core.tokens import FrameLayout
 from lwm_core.types import Progress
+from lwm_core.vocabulary import AnyTokenizer
 from lwm_core.vqgan import VQGAN
+from lwm_core.weights import read_stacked
 
 LOG = logging.getLogger(__name__)
-
-STREAM = "params"
-"""What the original calls its file of weights."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in memory: what every kind of generation takes.
 
-    `defaults` are its habits of sampling by task (chat, see, draw, film).
+    `defaults` are its habits of sampling by task (chat, see, draw, film), `style` is the wording of
+    its conversations, `assumed` says, a line each, what its files did not say.
     """
 
     name: str
     config: ModelConfig
     params: transformer.Params
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     vqgan: VQGAN | None
     mesh: Mesh
     dtype: jnp.dtype
     attention: str
     defaults: checkpoint.Habits
+    style: ChatStyle = LWM
+    assumed: tuple[str, ...] = ()
 
     @property
     def layout(self) -> FrameLayout:
@@ -58,34 +60,6 @@ class LoadedModel:
     def hint(self) -> str | None:
         """A line about a GPU that is there and not used, or None."""
         return missed_gpu(self.mesh)
-
-
-def find_model(name: str) -> Path:
-    """The directory of a model: the embedded one, a path, or one in the hub's cache.
-
-    Raises ModelNotFound with the nearest names, or with what to type to fetch it.
-    """
-    path = registry.named_path(name)
-    if path and path.is_dir():
-        return path
-    if path and path.is_file():
-        raise ModelNotFound(f"{name} is a file, no model directory; `lwm convert` makes one of it")
-    card = registry.find(name)
-    if local := download.local_path(card or name):
-        return local
-    wanted = name if card is None and download.is_repository(name) else registry.get(name).name
-    raise ModelNotFound(f"{wanted} is not here yet; fetch it with: lwm download {wanted}")
-
-
-def picture_size(name: str) -> int:
-    """Side in pixels of the pictures that a model sees, from its configuration alone.
-
-    Raises ModelNotFound, FormatError, ConfigError, TextOnly.
-    """
-    folder = find_model(name) / checkpoint.VQGAN
-    if not folder.is_dir():
-        raise TextOnly(name)
-    return checkpoint.read_image_config(folder).resolution
 
 
 def load_model(
@@ -106,44 +80,47 @@ def load_model(
     """
     backend.prepare()
     check_implementation(attention)
-    directory = find_model(name)
-    if (directory / STREAM).is_file() and not (directory / checkpoint.CONFIG).is_file():
-        raise FormatError(f"{name} is in the original's format: `lwm convert {name} DIR` first")
-    if sees and not (directory / checkpoint.VQGAN).is_dir():
+    source = open_source(name)
+    if sees and source.image is None:
         raise TextOnly(name)
-    config = checkpoint.read_config(directory)
-    tokenizer = Tokenizer.load(directory / checkpoint.TOKENIZER)
-    image = checkpoint.read_vqgan(directory)
-    if tokenizer.vocab_size > config.text_vocab:
-        raise FormatError(
-            f"{name}: {checkpoint.TOKENIZER} has {tokenizer.vocab_size} pieces, the model only "
-            f"{config.text_vocab} text ids; fetch or convert it again"
-        )
-    if image and (reason := config.misfit(image.config)):
-        raise FormatError(f"{name}: its {checkpoint.VQGAN}/ is another model's: {reason}")
+    _check_fit(name, source)
     device_mesh = make_mesh(mesh)
     chosen = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     numpy_dtype = checkpoint.numpy_dtype(chosen)
     axes = ",".join(f"{axis}={size}" for axis, size in device_mesh.shape.items())
-    LOG.info("%s in %s, on %s as %s", directory, chosen, device_line(device_mesh), axes)
-    places = transformer.flatten(shardings(config, device_mesh))
+    LOG.info("%s in %s, on %s as %s", source.path, chosen, device_line(device_mesh), axes)
+    places = transformer.flatten(shardings(source.config, device_mesh))
 
     def report(done: int, total: int) -> None:
         if on_progress:
             on_progress(Progress("loading", done, total, "tensors"))
 
     tensors = {
-        tensor: jax.device_put(weight.astype(numpy_dtype), places[tensor])
-        for tensor, weight in checkpoint.read_weights(directory, config, report)
+        tensor: jax.device_put(weight, places[tensor])
+        for tensor, weight in read_stacked(source.weights, source.config, numpy_dtype, report)
     }
     return LoadedModel(
         name=name,
-        config=config,
+        config=source.config,
         params=transformer.nest(tensors),
-        tokenizer=tokenizer,
-        vqgan=image,
+        tokenizer=source.tokenizer,
+        vqgan=source.image,
         mesh=device_mesh,
         dtype=jnp.dtype(numpy_dtype),
         attention=attention,
-        defaults=checkpoint.read_habits(directory),
+        defaults=source.habits,
+        style=source.style,
+        assumed=source.assumed,
     )
+
+
+def _check_fit(name: str, source: Source) -> None:
+    """Raise FormatError unless the parts of a model belong together."""
+    config, pieces = source.config, source.tokenizer.vocab_size
+    if pieces > config.text_vocab:
+        raise FormatError(
+            f"{name}: its tokenizer has {pieces} pieces, the model only {config.text_vocab} text "
+            "ids; fetch or convert it again"
+        )
+    if source.image and (reason := config.misfit(source.image.config)):
+        raise FormatError(f"{name}: its image tokenizer is another model's: {reason}")

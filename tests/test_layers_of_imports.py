@@ -22,8 +22,13 @@ LAYERS = (
     {"errors", "types", "wording", "backend"},
     {"config", "registry", "atomic"},
     {"layers", "attention", "tokenizer", "tensor_files", "world", "media"},
-    {"tokens", "transformer", "vqgan", "sampling", "download"},
-    {"formats", "mesh", "checkpoint", "data"},
+    {"tokenizer_json"},
+    {"vocabulary", "chat_templates"},
+    {"tokens", "transformer", "vqgan", "sampling", "hub"},
+    {"weights"},
+    {"formats"},
+    {"mesh", "checkpoint", "data", "download"},
+    {"source"},
     {"load"},
     {"decode"},
     {"generate"},
@@ -34,6 +39,8 @@ LAYERS = (
 
 STANDARD_LIBRARY_ONLY = ("errors", "config", "registry")
 FORBIDDEN_CALLS = {"print", "input", "exit", "quit", "eval", "exec", "compile", "__import__"}
+WRITES_PICKLES = "lwm_core/formats/lwm_jax_writer.py"
+"""It writes the original's format, which is a pickle, and reads none."""
 FORBIDDEN_MODULES = {"pickle", "dill", "cloudpickle", "marshal", "shelve", "typer", "rich"}
 
 ROOT = Path(__file__).parents[1]
@@ -91,12 +98,14 @@ def test_imports_point_down(path: Path) -> None:
 @pytest.mark.parametrize("path", CORE_FILES, ids=relative)
 def test_the_core_neither_speaks_nor_runs_what_it_reads(path: Path) -> None:
     roots = {name.split(".")[0] for name in imports(path)}
-    assert not roots & (FORBIDDEN_MODULES | {"lwm_cli"})
+    writes = {"pickle"} if relative(path) == WRITES_PICKLES else set()
+    assert not roots & (FORBIDDEN_MODULES | {"lwm_cli"}) - writes
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in FORBIDDEN_CALLS, f"line {node.lineno}"
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             name = f"{node.value.id}.{node.attr}"
+            assert node.value.id != "pickle" or node.attr == "dump"
             assert name not in {"sys.exit", "sys.stdout", "sys.stderr", "os._exit", "os.system"}
 
 

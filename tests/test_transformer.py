@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from originals import open_original
+from originals import open_original, stored
 
-from lwm_core.checkpoint import read_config, read_weights
+from lwm_core.checkpoint import read_config
 from lwm_core.config import SIZES, ModelConfig
 from lwm_core.transformer import (
     Params,
@@ -124,7 +124,7 @@ def test_hugging_face_model(reference: Path) -> None:
     """A model directory as the ecosystem writes it, and what PyTorch computes with it."""
     folder = reference / "hf/safetensors"
     config = read_config(folder)
-    params = nest({name: jnp.asarray(weight) for name, weight in read_weights(folder, config)})
+    params = nest({name: jnp.asarray(weight) for name, weight in stored(folder).items()})
     numbers = golden(reference / "hf")
     assert_close(run(params, config, tokens(numbers["input_ids"]))[0], numbers["logits"])
     sequence, prompt = numbers["greedy_sequences"], numbers["prompt_ids"].shape[1]

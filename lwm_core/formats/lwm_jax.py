@@ -3,7 +3,8 @@
 The original keeps text and vision in tables and heads of their own, stores kernels `[in, out]`, and
 turns adjacent pairs of components by the rotary embedding. Here there is one table and one head,
 kernels are `[out, in]`, and the two halves of a head make the pairs (Hugging Face's layout), so
-tensors are joined, transposed and reordered. Layers may be stored as one stack or one by one.
+tensors are joined, transposed and reordered when they are read. Layers may be stored as one stack
+or one by one.
 """
 
 from __future__ import annotations
@@ -14,17 +15,16 @@ import numpy as np
 from einops import rearrange
 
 from lwm_core import transformer
-from lwm_core.config import END_MARKERS, ModelConfig
+from lwm_core.config import END_MARKERS, ModelConfig, OriginalSizes, named_heads
 from lwm_core.errors import ConfigError, FormatError
-from lwm_core.formats.streaming import read_streaming, streaming_keys
+from lwm_core.formats.streaming import StoredArray, StreamingFile
 
-Tensors = dict[str, np.ndarray]
-
-_TRAINING_STATE = ("params", "params")
-_LAYERS = "transformer/h"
-_STACK = f"{_LAYERS}/scan_decoder"
-_NORMS = {"attention_norm": "attention_norm", "mlp_norm": "ffn_norm"}
-_KERNELS = {
+TRAINING_STATE = ("params", "params")
+"""Where a whole training state keeps the weights."""
+LAYERS = "transformer/h"
+STACK = f"{LAYERS}/scan_decoder"
+NORMS = {"attention_norm": "attention_norm", "mlp_norm": "ffn_norm"}
+KERNELS = {
     "wq": "attention/wq",
     "wk": "attention/wk",
     "wv": "attention/wv",
@@ -33,120 +33,179 @@ _KERNELS = {
     "w_up": "feed_forward/w3",
     "w_down": "feed_forward/w2",
 }
+TABLES = {
+    "embed": ("transformer/wte/embedding", "transformer/vte/embedding"),
+    "head": ("lm_head/kernel", "vision_head/kernel"),
+}
+"""Ours, and the text's and the vision's part of it."""
+NORM = "transformer/ln_f/kernel"
+TURNED = ("wq", "wk")
+"""The kernels whose outputs the rotary embedding turns."""
 
 
-def load_lwm_jax(
-    path: str | Path, *, heads: int, max_length: int, rope_theta: float, norm_eps: float = 1e-6
-) -> tuple[ModelConfig, Tensors]:
-    """Sizes and weights of a streaming file of the original, or of a whole training state of it.
+class LwmJaxWeights:
+    """The weights in a streaming file of the original, or in a whole training state of it.
 
-    The weights are keyed by dotted names (`layers.wq`), in the type that the file has. Those that
-    only need turning are views of the file and cost memory where they are used. The arguments are
-    what no tensor's shape tells.
+    `sizes` is what no tensor's shape tells; without its heads, they are those of the named size
+    that has this shape. `config` and `dtype` are found in the file.
 
-    Raises UsageError when there is no such file, FormatError when it holds no such model, and
-    ConfigError when `heads` does not divide the width of the attention.
+    Raises FormatError when the file holds no such model, and ConfigError when the heads are unknown
+    or don't divide the width of the attention.
     """
-    stored = _read(path)
-    try:
-        text_vocab = len(stored["transformer/wte/embedding"])
-        tensors = _tables(stored) | _layers(stored)
-    except (KeyError, ValueError) as error:
-        raise _not_a_model(path, f"{error.args[0]} is missing or of a wrong shape") from error
-    if stored:
-        raise _not_a_model(path, f"it also holds {next(iter(stored))!a:.160}")
 
-    layers, width, hidden = tensors["layers.wq"].shape
-    if not width or width % (2 * heads):
-        raise ConfigError(f"heads: {heads} heads do not share an attention {width} wide evenly")
-    head_dim = width // heads
-    if tensors["layers.wk"].shape[1] % head_dim:
-        raise _not_a_model(path, f"its keys are no whole heads of {head_dim}")
-    for name in ("layers.wq", "layers.wk"):
-        tensors[name] = _to_halves(tensors[name], head_dim)
-    vision_vocab = len(tensors["embed"]) - text_vocab
-    config = ModelConfig(
-        text_vocab=text_vocab,
-        vision_vocab=vision_vocab,
-        vision_codes=min(8192, vision_vocab - END_MARKERS) if vision_vocab else 8192,
-        hidden=hidden,
-        intermediate=tensors["layers.w_gate"].shape[1],
-        layers=layers,
-        heads=heads,
-        kv_heads=tensors["layers.wk"].shape[1] // head_dim,
-        head_dim=head_dim,
-        max_length=max_length,
-        rope_theta=rope_theta,
-        norm_eps=norm_eps,
-    )
+    def __init__(self, file: StreamingFile, sizes: OriginalSizes) -> None:
+        self._file = file
+        below = TRAINING_STATE if self._holds_training_state() else ()
+        self._arrays = {
+            "/".join(keys[len(below) :]): self._file[keys]
+            for keys in self._file.paths
+            if keys[: len(below)] == below
+        }
+        try:
+            self.config = self._infer(sizes)
+            self._check()
+        except KeyError as error:
+            raise _not_a_model(file.path, f"{error.args[0]} is missing") from error
+        except ValueError as error:
+            raise _not_a_model(file.path, error.args[0]) from error
+
+    @property
+    def dtype(self) -> str:
+        """The number format of the embedding, which stands for all."""
+        return self._arrays[TABLES["embed"][0]].dtype.name
+
+    def read(self, name: str, layer: int | None = None) -> np.ndarray:
+        """One parameter, or one layer of a stacked one; a view of the file where that will do."""
+        self._file.release()
+        if name == "norm":
+            return self._arrays[NORM].read()
+        if name in TABLES:
+            parts = [self._arrays[part].read() for part in TABLES[name] if part in self._arrays]
+            joined = [part.T for part in parts] if name == "head" else parts
+            return joined[0] if len(joined) == 1 else np.concatenate(joined)
+        assert layer is not None  # all else is stacked
+        _, kind = name.split(".")
+        tensor = self._of_layer(kind, layer)
+        if kind in NORMS:
+            return tensor
+        return to_halves(tensor.T, self.config.head_dim) if kind in TURNED else tensor.T
+
+    def _of_layer(self, kind: str, layer: int) -> np.ndarray:
+        stack, own = _places(kind, layer)
+        if stack in self._arrays:
+            return self._arrays[stack].read(layer)
+        return self._arrays[own].read()
+
+    def _holds_training_state(self) -> bool:
+        return any(keys[: len(TRAINING_STATE)] == TRAINING_STATE for keys in self._file.paths)
+
+    def _infer(self, sizes: OriginalSizes) -> ModelConfig:
+        """The sizes of the model, by the shapes of its tensors. Raises KeyError, ValueError."""
+        text_vocab, hidden = _shape(self._arrays[TABLES["embed"][0]], 2, TABLES["embed"][0])
+        vision = self._arrays.get(TABLES["embed"][1])
+        vision_vocab = _shape(vision, 2, TABLES["embed"][1])[0] if vision else 0
+        layers = self._count_layers()
+        width, keys, inner = (self._layer_shape(kind, axes=2)[1] for kind in ("wq", "wk", "w_gate"))
+        heads = sizes.heads or named_heads(hidden, inner, layers)
+        if heads is None:
+            raise ConfigError(
+                f"heads: no shape tells how many share an attention {width} wide; name a model "
+                "that has as many, for example --like chat-1m"
+            )
+        if not width or width % (2 * heads):
+            raise ConfigError(f"heads: {heads} heads do not share an attention {width} wide evenly")
+        head_dim = width // heads
+        if not keys or keys % head_dim or heads % (keys // head_dim):
+            raise ValueError(f"its keys are no whole heads of {head_dim}")
+        return ModelConfig(
+            text_vocab=text_vocab,
+            vision_vocab=vision_vocab,
+            vision_codes=min(8192, vision_vocab - END_MARKERS) if vision_vocab else 8192,
+            hidden=hidden,
+            intermediate=inner,
+            layers=layers,
+            heads=heads,
+            kv_heads=keys // head_dim,
+            head_dim=head_dim,
+            max_length=sizes.max_length,
+            rope_theta=sizes.rope_theta,
+            frame_codes=sizes.frame_codes,
+            norm_eps=sizes.norm_eps,
+        )
+
+    def _count_layers(self) -> int:
+        stack, _ = _places("wq", 0)
+        if stack in self._arrays:
+            return _shape(self._arrays[stack], 3, stack)[0]
+        return max(1, sum(name.endswith(f"/{KERNELS['wq']}/kernel") for name in self._arrays))
+
+    def _layer_shape(self, kind: str, axes: int) -> tuple[int, ...]:
+        """The shape of the first layer's tensor of a kind, as it is stored."""
+        stack, own = _places(kind, 0)
+        if stack in self._arrays:
+            return _shape(self._arrays[stack], axes + 1, stack)[1:]
+        return _shape(self._arrays[own], axes, own)
+
+    def _check(self) -> None:
+        """Raise KeyError, ValueError unless the file holds all tensors in their shapes, no more."""
+        expected = stored_shapes(self.config, stacked=_places("wq", 0)[0] in self._arrays)
+        for name, shape in expected.items():
+            found = self._arrays[name].shape
+            if found != shape:
+                raise ValueError(f"{name} has shape {found}, expected {shape}")
+        if more := self._arrays.keys() - expected.keys():
+            raise ValueError(f"it also holds {min(more)!a:.160}")
+
+
+def stored_shapes(config: ModelConfig, *, stacked: bool = True) -> dict[str, tuple[int, ...]]:
+    """The tensors that the original stores for a model: shapes by path."""
+    shapes: dict[str, tuple[int, ...]] = {NORM: (config.hidden,)}
+    for table, (text, vision) in TABLES.items():
+        for part, rows in ((text, config.text_vocab), (vision, config.vision_vocab)):
+            if rows:
+                flat = (rows, config.hidden)
+                shapes[part] = flat if table == "embed" else flat[::-1]
     for name, parameter in transformer.parameters(config).items():
-        if tensors[name].shape != parameter.shape:
-            reason = f"{name} has shape {tensors[name].shape}, expected {parameter.shape}"
-            raise _not_a_model(path, reason)
-    return config, tensors
+        if not parameter.stacked:
+            continue
+        kind = name.split(".")[1]
+        layers, *shape = parameter.shape
+        if stacked:
+            shapes[_places(kind, 0)[0]] = (layers, *shape[::-1])
+        else:
+            shapes |= {_places(kind, layer)[1]: tuple(shape[::-1]) for layer in range(layers)}
+    return shapes
 
 
-def _read(path: str | Path) -> Tensors:
-    """Every weight under its path in the original, joined by `/`."""
-    whole_state = any(keys[:2] == _TRAINING_STATE for keys in streaming_keys(path))
-    entries = read_streaming(path, below=_TRAINING_STATE if whole_state else ())
-    return {"/".join(keys): tensor for keys, tensor in entries}
+def kind_at(path: str) -> str:
+    """Our name of the tensor of all layers that lies at a path of the original."""
+    kinds = (*NORMS, *KERNELS)
+    return next(kind for kind in kinds if _places(kind, 0)[0] == path)
+
+
+def to_halves(kernel: np.ndarray, head_dim: int) -> np.ndarray:
+    """`[out, in]` with the rows of each head moved from pairs `2j, 2j+1` to `j, j + H/2`."""
+    return rearrange(kernel, "(n h two) i -> (n two h) i", h=head_dim // 2, two=2)
+
+
+def to_pairs(kernel: np.ndarray, head_dim: int) -> np.ndarray:
+    """The inverse of `to_halves`."""
+    return rearrange(kernel, "(n two h) i -> (n h two) i", h=head_dim // 2, two=2)
+
+
+def _places(kind: str, layer: int) -> tuple[str, str]:
+    """Where the tensors of a kind lie: all layers stacked, or those of one layer."""
+    source = NORMS.get(kind) or KERNELS[kind]
+    return f"{STACK}/{source}/kernel", f"{LAYERS}/{layer}/{source}/kernel"
+
+
+def _shape(array: StoredArray, axes: int, name: str) -> tuple[int, ...]:
+    if len(array.shape) != axes:
+        raise ValueError(f"{name} has {len(array.shape)} axes, expected {axes}")
+    return array.shape
 
 
 def _not_a_model(path: str | Path, reason: str) -> FormatError:
     return FormatError(
         f"{path}: not a language model of LWM: {reason}; give the file called params of a model"
     )
-
-
-def _tables(stored: Tensors) -> Tensors:
-    """Embedding and head `[V, D]`, text rows before vision rows, and the last norm `[D]`."""
-    norm = _take(stored, "transformer/ln_f/kernel", 1)
-    embed = _take(stored, "transformer/wte/embedding", 2)
-    head = _take(stored, "lm_head/kernel", 2).T
-    if "transformer/vte/embedding" in stored:
-        vision_embed = _take(stored, "transformer/vte/embedding", 2)
-        vision_head = _take(stored, "vision_head/kernel", 2).T
-        _same_shape(
-            [embed[0], head[0], vision_embed[0], vision_head[0]], "transformer/vte/embedding"
-        )
-        embed, head = np.concatenate([embed, vision_embed]), np.concatenate([head, vision_head])
-    return {"embed": embed, "head": head, "norm": norm}
-
-
-def _layers(stored: Tensors) -> Tensors:
-    """Norms `[L, D]` and kernels `[L, out, in]` of all layers."""
-    norms = {f"layers.{name}": _stack(stored, source, 1) for name, source in _NORMS.items()}
-    kernels = {
-        f"layers.{name}": _stack(stored, source, 2).swapaxes(1, 2)
-        for name, source in _KERNELS.items()
-    }
-    return norms | kernels
-
-
-def _stack(stored: Tensors, source: str, axes: int) -> np.ndarray:
-    """One tensor of every layer, the layers first."""
-    if f"{_STACK}/{source}/kernel" in stored:
-        return _take(stored, f"{_STACK}/{source}/kernel", axes + 1)
-    count = sum(name.endswith(f"/{source}/kernel") for name in stored)
-    names = [f"{_LAYERS}/{layer}/{source}/kernel" for layer in range(max(count, 1))]
-    tensors = [_take(stored, name, axes) for name in names]
-    _same_shape(tensors, names[0])
-    return np.stack(tensors)
-
-
-def _take(stored: Tensors, name: str, axes: int) -> np.ndarray:
-    tensor = stored.pop(name)
-    if tensor.ndim != axes:
-        raise ValueError(name)
-    return tensor
-
-
-def _same_shape(tensors: list[np.ndarray], name: str) -> None:
-    if len({tensor.shape for tensor in tensors}) > 1:
-        raise ValueError(name)
-
-
-def _to_halves(stack: np.ndarray, head_dim: int) -> np.ndarray:
-    """`[L, out, in]` with the rows of each head moved from pairs `2j, 2j+1` to `j, j + H/2`."""
-    return rearrange(stack, "l (n h two) i -> l (n two h) i", h=head_dim // 2, two=2)

@@ -44,6 +44,17 @@ class Stateful:
         raise NotImplementedError
 
 
+class OrderedDict(dict[str, Any], Stateful):
+    """`collections.OrderedDict`: made empty and then filled; attributes set on it are dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def set_state(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise RefusedPickle("an OrderedDict in it has a state that is no dict")
+
+
 class Global:
     """A name that the file asked for and the table knows; an argument of some constructors."""
 
@@ -53,29 +64,41 @@ class Global:
         self.make = make
 
 
-def read_pickle(file: mmap, constructors: Constructors) -> Any:
-    """The value of a mapped pickle, made of plain containers and of what `constructors` return.
+def _nothing_outside(_: Any) -> Any:
+    raise RefusedPickle("it refers to values outside of itself, which these weights never do")
+
+
+def read_pickle(
+    data: mmap | bytes,
+    constructors: Constructors,
+    find_outside: Callable[[Any], Any] = _nothing_outside,
+) -> Any:
+    """The value of a pickle, made of plain containers and of what `constructors` return.
+
+    `find_outside` gives the inert value for a persistent id, by which a pickle refers to what is
+    stored beside it. The id may be any value that a file can hold.
 
     Containers may be shared or contain themselves: whoever walks through the value needs limits.
     Raises RefusedPickle when the file is damaged, or names or does anything that is not data.
     """
-    machine = _Machine(constructors)
+    machine = _Machine(constructors, find_outside)
     try:
-        for operation, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
+        for operation, argument, _ in pickletools.genops(data):  # type: ignore[arg-type]
             machine.step(operation.name, argument)
         return machine.stack.pop()
-    except (ValueError, OverflowError, MemoryError) as error:
+    except (ValueError, OverflowError, MemoryError, Warning) as error:  # old texts may make one
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise RefusedPickle(f"it is cut off or no pickle: {reason}") from error
-    except (IndexError, KeyError, TypeError, AttributeError) as error:
+    except (IndexError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RefusedPickle("its operations do not fit together") from error
 
 
 class _Machine:
     """A stack, a memo and the operations that may change them."""
 
-    def __init__(self, constructors: Constructors) -> None:
+    def __init__(self, constructors: Constructors, find_outside: Callable[[Any], Any]) -> None:
         self.constructors = constructors
+        self.find_outside = find_outside
         self.stack: list[Any] = []
         self.waiting: list[list[Any]] = []  # the stacks under each mark
         self.memo: dict[int, Any] = {}
@@ -134,7 +157,7 @@ class _Machine:
     def update(self, items: list[Any]) -> None:
         target = self.top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, str | int):
+            if not isinstance(key, str):
                 raise RefusedPickle(f"a dict in it has keys of type {type(key).__name__}")
             target[key] = value
 
@@ -146,6 +169,8 @@ class _Machine:
 
     def find_named(self, _: None) -> None:
         name, module = self.stack.pop(), self.stack.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise TypeError  # hashing a tuple in tuples without end would overflow the stack
         self.find(module, name)
 
     def find(self, module: str, name: str) -> None:
@@ -186,6 +211,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
     "GLOBAL": lambda machine, names: machine.find(*names.split(" ", 1)),
     "STACK_GLOBAL": _Machine.find_named,
+    "BINPERSID": lambda machine, _: machine.push(machine.find_outside(machine.stack.pop())),
     "REDUCE": _Machine.reduce,
     "BUILD": _Machine.build,
 }

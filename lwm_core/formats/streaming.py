@@ -1,9 +1,10 @@
 """Read LWM's streaming weight files: msgpack pairs `[path, tensor]`, one after another.
 
-The file is mapped, not loaded, and every tensor is a view of the mapping, so that a file of many
-gigabytes costs no memory until a tensor is used. This is why msgpack is decoded here: the msgpack
-package copies a binary at each of the three levels at which this format nests it. Every length is
-compared with what is left of the file before anything is made of it.
+The file is mapped, not loaded, and every tensor stays there until it is read, whole or one index
+of its first axis, so that a file of many gigabytes costs no memory but for what is in use. This is
+why msgpack is decoded here: the msgpack package copies a binary at each of the three levels at
+which this format nests it. Every length is compared with what is left of the file before anything
+is made of it.
 
 A tensor is itself a msgpack document: an extension 1 (array) or 3 (scalar) whose payload is
 `[shape, dtype name, little-endian bytes]`, a bare number, or, for arrays over 2^30 bytes, a map
@@ -13,8 +14,10 @@ with a shape and flat chunks.
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +48,31 @@ _SIZED = {
 }
 _MAX_DEPTH = 8
 _MAX_VALUES = 100_000  # in one document; a real one has a few dozen
+_MAX_SIZE = 1 << 40
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array in a file: flat pieces of the mapping, which are joined only when it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: tuple[np.ndarray, ...]
+
+    def read(self, index: int | None = None) -> np.ndarray:
+        """All of it, or what is at `index` of its first axis: a view, if that is in one piece."""
+        if index is None:
+            return self._flat(0, math.prod(self.shape)).reshape(self.shape)
+        size = math.prod(self.shape[1:])
+        return self._flat(index * size, (index + 1) * size).reshape(self.shape[1:])
+
+    def _flat(self, begin: int, end: int) -> np.ndarray:
+        parts = []
+        for piece in self.pieces:
+            if begin < len(piece) and end > 0:
+                parts.append(piece[max(begin, 0) : end])
+            begin, end = begin - len(piece), end - len(piece)
+        return parts[0] if len(parts) == 1 else np.concatenate([*parts, np.empty(0, self.dtype)])
 
 
 class _Malformed(Exception):
@@ -124,33 +152,37 @@ class _Reader:
         return key
 
 
-def read_streaming(
-    path: str | Path, *, below: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Yield `(path, tensor)` in the order of the file, each tensor a read-only view of the file.
-
-    With `below`, only what lies under that path, which is then left out: the weights of a whole
-    training state are `below=("params", "params")`. A tensor that the file holds in chunks is the
-    exception: it is joined in memory when its turn comes.
+class StreamingFile:
+    """A weight file, mapped: its paths, and the array at each.
 
     Raises UsageError when there is no such file, FormatError when it is not of this format.
     """
-    for keys, document in _pairs(path):
-        if keys[: len(below)] == below:
-            try:
-                yield keys[len(below) :], _tensor(document)
-            except _Malformed as error:
-                raise _refusal(path, f"{'/'.join(keys)!a:.160}: {error}") from error
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = path
+        self._mapping = map_file(path)
+        self._documents = dict(_pairs(path, memoryview(self._mapping)))
+
+    @property
+    def paths(self) -> list[tuple[str, ...]]:
+        """The paths of all arrays in their order."""
+        return list(self._documents)
+
+    def __getitem__(self, keys: tuple[str, ...]) -> StoredArray:
+        """The array at a path, still in the file. Raises FormatError when it is malformed."""
+        try:
+            return _tensor(self._documents[keys])
+        except _Malformed as error:
+            raise _refusal(self.path, f"{'/'.join(keys)!a:.160}: {error}") from error
+
+    def release(self) -> None:
+        """Give back the memory that was read so far; views of it stay valid and read again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def streaming_keys(path: str | Path) -> list[tuple[str, ...]]:
-    """The paths of all tensors of a file; reads no tensor. Raises as `read_streaming` does."""
-    return [keys for keys, _ in _pairs(path)]
-
-
-def _pairs(path: str | Path) -> Iterator[tuple[tuple[str, ...], memoryview]]:
+def _pairs(path: str | Path, rest: memoryview) -> Iterator[tuple[tuple[str, ...], memoryview]]:
     """Paths and undecoded tensors; each pair gets a reader, and with it a budget, of its own."""
-    rest = memoryview(map_file(path))
     while rest:
         try:
             reader = _Reader(rest)
@@ -169,7 +201,7 @@ def _refusal(path: str | Path, reason: str) -> FormatError:
     return FormatError(f"{path}: not a whole LWM streaming file ({reason}); download it again")
 
 
-def _tensor(document: memoryview) -> np.ndarray:
+def _tensor(document: memoryview) -> StoredArray:
     reader = _Reader(document)
     value = reader.read()
     if reader.position != len(document):
@@ -182,27 +214,28 @@ def _tensor(document: memoryview) -> np.ndarray:
         case bool():
             raise _Malformed("it is no tensor")
         case int() | float():
-            return np.asarray(value)
+            number = np.asarray(value)
+            return StoredArray((), number.dtype, (number.reshape(1),))
     raise _Malformed("it is no tensor")
 
 
-def _array(payload: memoryview) -> np.ndarray:
+def _array(payload: memoryview) -> StoredArray:
     match _Reader(payload).read():
         case [[*shape], str(name), memoryview() as data]:
             if name not in _DTYPES:
                 raise _Malformed(f"numbers of type {name!a:.40} are unknown")
             if len(data) % _DTYPES[name].itemsize:
                 raise _Malformed(f"{len(data)} bytes are no whole {name} numbers")
-            return _shaped(np.frombuffer(data, _DTYPES[name]), shape)
+            return _shaped(shape, np.frombuffer(data, _DTYPES[name]))
     raise _Malformed("an array is not [shape, type, bytes]")
 
 
-def _joined(shape: dict[str, Any], chunks: dict[str, Any]) -> np.ndarray:
+def _joined(shape: dict[str, Any], chunks: dict[str, Any]) -> StoredArray:
     """One array of flat pieces; both maps have the keys "0", "1", … in any order."""
-    pieces = [_array(piece.payload) for piece in _in_order(chunks, _Extension)]
-    if len({piece.dtype for piece in pieces}) != 1:
+    parts = [_array(piece.payload) for piece in _in_order(chunks, _Extension)]
+    if len({part.dtype for part in parts}) != 1:
         raise _Malformed("the chunks of an array are of different types")
-    return _shaped(np.concatenate([piece.reshape(-1) for piece in pieces]), _in_order(shape, int))
+    return _shaped(_in_order(shape, int), *(part.pieces[0] for part in parts))
 
 
 def _in_order(items: dict[str, Any], kind: type) -> list[Any]:
@@ -212,11 +245,11 @@ def _in_order(items: dict[str, Any], kind: type) -> list[Any]:
     return values
 
 
-def _shaped(flat: np.ndarray, shape: list[Any]) -> np.ndarray:
-    sizes = [size for size in shape if isinstance(size, int) and size >= 0]
-    if len(sizes) != len(shape) or len(shape) > 32 or math.prod(sizes) != flat.size:
-        raise _Malformed(f"{flat.size} numbers do not fill the shape it claims")
-    try:
-        return flat.reshape(sizes)
-    except ValueError as error:  # no numbers, yet sizes that no machine can count
-        raise _Malformed("the shape of an array is absurd") from error
+def _shaped(shape: list[Any], *pieces: np.ndarray) -> StoredArray:
+    sizes = tuple(size for size in shape if isinstance(size, int) and size >= 0)
+    held = sum(map(len, pieces))
+    if len(sizes) != len(shape) or len(shape) > 32 or math.prod(sizes) != held:
+        raise _Malformed(f"{held} numbers do not fill the shape it claims")
+    if max(sizes, default=0) > _MAX_SIZE:  # of no numbers at all, yet more than machines count
+        raise _Malformed("the shape of an array is absurd")
+    return StoredArray(sizes, pieces[0].dtype, pieces)

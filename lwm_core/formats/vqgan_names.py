@@ -64,6 +64,28 @@ def our_name(path: tuple[str, ...]) -> str:
     raise ValueError("/".join(path))
 
 
+def original_name(name: str) -> tuple[str, ...]:
+    """The inverse of `our_name`: the path of one of our tensors in the original."""
+    ends, layers = ({ours: theirs for theirs, ours in table.items()} for table in (_ENDS, _BLOCK))
+    match name.split("."):
+        case ["codebook"]:
+            return "quantize", "embeddings"
+        case [("quant_conv" | "post_quant_conv") as conv, leaf]:
+            return conv, leaf
+        case [side, "mid", block, layer, leaf]:
+            return side, "MidBlock_0", f"ResnetBlock_{block}", layers[layer], leaf
+        case [side, "downs", level, leaf]:
+            return side, f"DownsamplingBlock_{level}", "Downsample_0", "Conv_0", leaf
+        case [side, "ups", level, leaf]:
+            return side, f"UpsamplingBlock_{level}", "Upsample_0", "Conv_0", leaf
+        case [side, "blocks", level, block, layer, leaf]:
+            stage = "DownsamplingBlock" if side == "encoder" else "UpsamplingBlock"
+            return side, f"{stage}_{level}", f"ResnetBlock_{block}", layers[layer], leaf
+        case [side, layer, leaf]:
+            return side, ends[layer], leaf
+    raise ValueError(name)
+
+
 def _number(name: str) -> int:
     return int(name.rpartition("_")[2])
 

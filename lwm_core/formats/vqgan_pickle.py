@@ -17,7 +17,14 @@ import numpy as np
 from lwm_core.config import VQConfig
 from lwm_core.errors import FormatError
 from lwm_core.formats.mapped import map_file
-from lwm_core.formats.pickle_data import Constructors, Global, RefusedPickle, Stateful, read_pickle
+from lwm_core.formats.pickle_data import (
+    Constructors,
+    Global,
+    OrderedDict,
+    RefusedPickle,
+    Stateful,
+    read_pickle,
+)
 
 _NUMBERS = {
     code: np.dtype(code)
@@ -33,10 +40,11 @@ class _DType(Stateful):
     def __init__(self, code: Any, *_: Any) -> None:
         if isinstance(code, Global) and code.name == "bfloat16":
             self.value = np.dtype(ml_dtypes.bfloat16)
-        elif code in _NUMBERS:
+        elif isinstance(code, str) and code in _NUMBERS:
             self.value = _NUMBERS[code]
         else:
-            raise RefusedPickle(f"it holds arrays of {code!a:.20}, not of numbers")
+            kind = code if isinstance(code, str) else type(code).__name__
+            raise RefusedPickle(f"it holds arrays of {kind!a:.20}, not of numbers")
 
     def set_state(self, state: Any) -> None:
         if state[1] == ">":
@@ -104,15 +112,18 @@ _CONSTRUCTORS: Constructors = {
     ("jax._src.array", "_reconstruct_array"): _from_jax,
     ("jax._src.device_array", "reconstruct_device_array"): _from_jax,
     ("flax.core.frozen_dict", "FrozenDict"): _frozen_dict,
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): OrderedDict,
 }
 
 
-def load_lwm_vqgan(path: str | Path, *, resolution: int = 256) -> tuple[VQConfig, dict[str, Any]]:
+def load_lwm_vqgan(
+    path: str | Path, *, resolution: int = 256, groups: int = 32
+) -> tuple[VQConfig, dict[str, Any]]:
     """Sizes and weights of an image tokenizer of the original, a nested dict as it is stored.
 
     The weights are numpy arrays under the original's names (`encoder/Conv_0/kernel` is
-    `[3, 3, in, out]`). `resolution`, in pixels, is what the file does not say.
+    `[3, 3, in, out]`). `resolution`, in pixels, and the `groups` of channels that are normalised
+    together are what the file does not say.
 
     Raises UsageError when there is no such file, FormatError when it is not such a pickle.
     """
@@ -126,7 +137,7 @@ def load_lwm_vqgan(path: str | Path, *, resolution: int = 256) -> tuple[VQConfig
         ) from error
     weights = weights.get("params", weights) if isinstance(weights, dict) else {}
     try:
-        return _infer_config(weights, resolution), weights
+        return _infer_config(weights, resolution, groups), weights
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         missing = error.args[0] if isinstance(error, KeyError) else "shapes"
         raise FormatError(
@@ -140,13 +151,13 @@ def _plain(value: Any, budget: Iterator[int], depth: int = 0) -> Any:
     if next(budget, None) is None or depth > _MAX_DEPTH:
         raise RefusedPickle("its containers contain each other endlessly")
     if isinstance(value, dict):
-        return {str(key): _plain(item, budget, depth + 1) for key, item in value.items()}
+        return {key: _plain(item, budget, depth + 1) for key, item in value.items()}
     if isinstance(value, _Array) and value.value is not None:
         return value.value
     raise RefusedPickle(f"it holds a {type(value).__name__} where weights should be")
 
 
-def _infer_config(weights: dict[str, Any], resolution: int) -> VQConfig:
+def _infer_config(weights: dict[str, Any], resolution: int, groups: int) -> VQConfig:
     encoder = weights["encoder"]
     levels = [
         encoder[f"DownsamplingBlock_{n}"] for n in range(_count(encoder, "DownsamplingBlock"))
@@ -162,6 +173,7 @@ def _infer_config(weights: dict[str, Any], resolution: int) -> VQConfig:
         latent_channels=encoder["Conv_1"]["kernel"].shape[3],
         codes=codes,
         code_dim=code_dim,
+        groups=groups,
     )
 
 

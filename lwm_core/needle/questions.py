@@ -10,7 +10,7 @@ from itertools import cycle
 import numpy as np
 
 from lwm_core.errors import UsageError
-from lwm_core.tokenizer import Tokenizer
+from lwm_core.vocabulary import AnyTokenizer
 from lwm_core.wording import CITIES, Needle, ask
 
 MOST_NEEDLES = 30
@@ -83,7 +83,7 @@ def evenly(low: float, high: float, count: int) -> tuple[int, ...]:
 
 
 def cases(
-    config: NeedleConfig, tokenizer: Tokenizer, haystack: Iterable[str]
+    config: NeedleConfig, tokenizer: AnyTokenizer, haystack: Iterable[str]
 ) -> Iterator[NeedleCase]:
     """The questions of a test: length by length, depth by depth, round by round.
 
@@ -122,7 +122,7 @@ def hide(parts: list[bytes], needle: list[bytes], depth: float, limit: int) -> l
     return parts[:place] + needle + parts[place:]
 
 
-def _fill(passages: Iterator[str], size: int, tokenizer: Tokenizer) -> list[int]:
+def _fill(passages: Iterator[str], size: int, tokenizer: AnyTokenizer) -> list[int]:
     """The ids of the next passages, joined: as few as hold `size` tokens."""
     text = ""
     ids: list[int] = []
@@ -157,7 +157,7 @@ def _draw(
 
 def _fit(
     config: NeedleConfig,
-    tokenizer: Tokenizer,
+    tokenizer: AnyTokenizer,
     length: int,
     parts: list[bytes],
     needles: Sequence[Needle],

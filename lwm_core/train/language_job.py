@@ -22,6 +22,7 @@ from lwm_core.train.language import LanguageState, fresh_params, language_step
 from lwm_core.train.optimizer import make_optimizer
 from lwm_core.train.recipe import LanguageRecipe
 from lwm_core.types import Batch
+from lwm_core.weights import Held, read_stacked
 
 ENCODE_BATCH = 16
 """Frames per compiled call of the image tokenizer."""
@@ -41,8 +42,7 @@ class LanguageJob:
         seen = Path(recipe.image_tokenizer) if recipe.image_tokenizer else source
         self.image = _image_tokenizer(recipe, seen)
         self._codes = _quick_encoder(self.image) if self.image else None
-        self._tokenizer_path = _tokenizer(recipe, source, output, prose, begins)
-        self._tokenizer = Tokenizer.load(self._tokenizer_path)
+        self._tokenizer = Tokenizer.load(_tokenizer(recipe, source, output, prose, begins))
         self.config = (
             checkpoint.read_config(source) if source else self._config(self._tokenizer.vocab_size)
         )
@@ -91,9 +91,9 @@ class LanguageJob:
 
     def initial_state(self) -> LanguageState:
         if self._source:
-            weights = dict(checkpoint.read_weights(self._source, self.config))
-            cast = {name: jnp.asarray(w.astype(np.float32)) for name, w in weights.items()}
-            params = transformer.nest(cast)
+            weights = checkpoint.DirectoryWeights(self._source, self.config)
+            tensors = read_stacked(weights, self.config, np.dtype(np.float32))
+            params = transformer.nest({name: jnp.asarray(tensor) for name, tensor in tensors})
         else:
             codebook = np.asarray(self.image.codebook[...]) if self.image else None
             params = fresh_params(self.config, self.recipe.seed, codebook)
@@ -109,8 +109,8 @@ class LanguageJob:
         checkpoint.write_model(
             directory,
             self.config,
-            iter(transformer.to_numpy(state.params).items()),
-            tokenizer=self._tokenizer_path,
+            Held(transformer.to_numpy(state.params)),
+            tokenizer=self._tokenizer,
             image=self.image,
             defaults=self.recipe.defaults,
             force=True,

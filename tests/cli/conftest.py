@@ -27,7 +27,8 @@ def player(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Player:
         complete=player.complete,
     )
     loading = SimpleNamespace(load_model=player.load_model, picture_size=player.picture_size)
-    monkeypatch.setitem(sys.modules, "lwm_core.load", loading)
+    for name in ("load", "source"):
+        monkeypatch.setitem(sys.modules, f"lwm_core.{name}", loading)
     monkeypatch.setitem(sys.modules, "lwm_core.generate", generate)
     monkeypatch.setitem(sys.modules, "lwm_core.sampling", SimpleNamespace(Sampling=dict))
     monkeypatch.setenv("LWM_HOME", str(tmp_path / "home"))

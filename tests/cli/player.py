@@ -54,6 +54,7 @@ class Player:
             name=name,
             device="cpu",
             hint=None,
+            assumed=(),
             vqgan=self.vqgan,
             defaults=defaults,
             config=config,

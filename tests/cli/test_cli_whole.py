@@ -13,6 +13,8 @@ from lwm_cli import app, failures
 from lwm_core import checkpoint, transformer, vqgan
 from lwm_core.config import ModelConfig, VQConfig
 from lwm_core.media import read_media
+from lwm_core.tokenizer import Tokenizer
+from lwm_core.weights import Held
 
 IMAGE = VQConfig(16, 8, (1, 2, 2), 1, 8, codes=32, code_dim=8, groups=4)
 MODEL = ModelConfig(
@@ -40,8 +42,8 @@ def model(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     checkpoint.write_model(
         directory,
         MODEL,
-        ((name, rng.normal(0, 0.1, weight.shape)) for name, weight in table.items()),
-        tokenizer=reference / "tokenizer" / "tokenizer.model",
+        Held({name: rng.normal(0, 0.1, weight.shape) for name, weight in table.items()}),
+        tokenizer=Tokenizer.load(reference / "tokenizer" / "tokenizer.model"),
         image=vqgan.from_tensors(IMAGE, image),
     )
     return str(directory)

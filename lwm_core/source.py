@@ -1,0 +1,207 @@
+"""A model opened where it lies, in whatever format: all but its weights in memory.
+
+Formats are model directories (ours, and any Llama of Hugging Face: safetensors or PyTorch's
+`.bin`), the original's files (streamed `params`, a pickled `vqgan` and `tokenizer.model` side by
+side) and GGUF files. What a format leaves unsaid comes from the card of the model, and is told.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from lwm_core import checkpoint, download, registry, vqgan
+from lwm_core.chat_templates import LWM, ChatStyle, read_template, recognise
+from lwm_core.config import ModelConfig, OriginalSizes
+from lwm_core.errors import FormatError, ModelNotFound, TextOnly, UsageError
+from lwm_core.formats.gguf_llama import GGUFModel
+from lwm_core.formats.lwm_jax import LwmJaxWeights
+from lwm_core.formats.streaming import StreamingFile
+from lwm_core.formats.torch_bin import TorchFiles
+from lwm_core.formats.vqgan_names import rename_lwm_vqgan
+from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
+from lwm_core.tensor_files import TensorFiles, read_json
+from lwm_core.vocabulary import AnyTokenizer, load_tokenizer
+from lwm_core.weights import Weights
+
+STREAMS = ("params", "streaming_params")
+"""What the original calls its file of weights."""
+ORIGINAL_IMAGE = "vqgan"
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened model. `assumed` says, a line each, what its files do not say."""
+
+    path: Path
+    config: ModelConfig
+    weights: Weights
+    tokenizer: AnyTokenizer
+    image: vqgan.VQGAN | None = None
+    habits: checkpoint.Habits = dataclasses.field(default_factory=dict)
+    template: str | None = None
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def style(self) -> ChatStyle:
+        """The wording of its conversations; that of LWM for a template that is unknown."""
+        return recognise(self.template) or LWM
+
+
+def find_model(name: str) -> Path:
+    """Where a model lies: a path, the embedded one, one of a package, one in the hub's cache.
+
+    Raises ModelNotFound with the nearest names, or with what to type to fetch it.
+    """
+    path = registry.named_path(name)
+    if path and path.exists():
+        return path
+    card = registry.find(name)
+    if card and not card.repositories:
+        return registry.shipped_path(card)
+    if local := download.local_path(card or name):
+        return local
+    if card is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
+        raise ModelNotFound(f"{name}: there is no such file or directory")
+    wanted = (
+        name if card is None and download.is_repository(name) else registry.get(name).aliases[0]
+    )
+    raise ModelNotFound(f"{wanted} is not here yet; fetch it with: lwm download {wanted}")
+
+
+def open_source(name: str, *, like: str | None = None) -> Source:
+    """Open a model by name or path.
+
+    `like` names a model, or is a model directory, that has the heads, rotary base and context of a
+    file of the original. Raises ModelNotFound, FormatError, ConfigError, and UsageError when
+    sizes are unknown.
+    """
+    path = find_model(name)
+    if path.suffix == ".gguf":
+        return _gguf(path)
+    if path.is_file():
+        return _original(name, path, like)
+    if TensorFiles.found(path) or TorchFiles.found(path):
+        return _directory(name, path)
+    for stream in STREAMS:
+        if (path / stream).is_file():
+            return _original(name, path / stream, like)
+    if len(found := list(path.glob("*.gguf"))) == 1:
+        return _gguf(found[0])
+    raise FormatError(
+        f"{path}: no weights are there: neither model.safetensors, pytorch_model.bin, "
+        "params, nor one .gguf file"
+    )
+
+
+def picture_size(name: str) -> int:
+    """Side in pixels of the pictures that a model sees; reads no weights of the transformer.
+
+    Raises ModelNotFound, FormatError, ConfigError, TextOnly.
+    """
+    path = find_model(name)
+    folder = path.parent if path.is_file() else path
+    if (folder / checkpoint.VQGAN).is_dir():
+        return checkpoint.read_image_config(folder / checkpoint.VQGAN).resolution
+    if (folder / ORIGINAL_IMAGE).is_file():
+        return _original_image(folder).config.resolution
+    raise TextOnly(name)
+
+
+def _gguf(path: Path) -> Source:
+    model = GGUFModel(path)
+    template = model.chat_template
+    return Source(
+        path,
+        model.config,
+        model,
+        model.tokenizer,
+        template=template,
+        assumed=_worded(template),
+    )
+
+
+def _worded(template: str | None) -> tuple[str, ...]:
+    """What is assumed where the wording of conversations is unknown."""
+    if recognise(template):
+        return ()
+    return ("the USER and ASSISTANT of LWM, for its chat template is an unknown one",)
+
+
+def _directory(name: str, path: Path) -> Source:
+    """A model directory."""
+    values = read_json(path / checkpoint.CONFIG)
+    template = read_template(path)
+    assumed = list(_worded(template))
+    card = registry.find(name) or registry.find(path.name)
+    if card and not any(key.startswith("rope") for key in values):
+        values["rope_theta"] = card.rope_theta
+        assumed.append(f"a rotary base of {card.rope_theta:g}, as {card.name} has")
+    if card and "max_position_embeddings" not in values:
+        values["max_position_embeddings"] = card.context
+        assumed.append(f"a context of {card.context}, as {card.name} has")
+    config = ModelConfig.from_json(values)
+    return Source(
+        path,
+        config,
+        checkpoint.DirectoryWeights(path, config),
+        load_tokenizer(path),
+        checkpoint.read_vqgan(path),
+        checkpoint.read_habits(path),
+        template,
+        tuple(assumed),
+    )
+
+
+def _original(name: str, stream: Path, like: str | None) -> Source:
+    """A model as the original published it, by its file of weights."""
+    file = StreamingFile(stream)  # first: what is no such file can't say its sizes
+    sizes, assumed = _original_sizes(name, stream, like)
+    weights = LwmJaxWeights(file, sizes)
+    config = weights.config
+    image = None
+    if config.vision_vocab:
+        image = _original_image(stream.parent)
+    if sizes.heads is None:
+        assumed = (*assumed, f"{config.heads} heads, as models of this shape have")
+    return Source(stream, config, weights, load_tokenizer(stream.parent), image, assumed=assumed)
+
+
+def _original_sizes(
+    name: str, stream: Path, like: str | None
+) -> tuple[OriginalSizes, tuple[str, ...]]:
+    """Heads, rotary base and context, and what was assumed for them."""
+    path = registry.named_path(like) if like else None
+    if path and path.is_dir():
+        config = checkpoint.read_config(path)
+        return OriginalSizes(config.heads, config.max_length, config.rope_theta), ()
+    beside = stream.parent / checkpoint.CONFIG
+    if not like and beside.is_file():
+        return OriginalSizes.from_json(read_json(beside)), ()
+    known = (registry.find(one) for one in (name, stream.parent.name))
+    card = registry.get(like) if like else next((card for card in known if card), None)
+    if card is None:
+        raise UsageError(
+            f"{name} does not say its rotary base and context: name the folder as the model is "
+            "called (LWM-Chat-1M), or give `lwm convert` a --like chat-1m"
+        )
+    sizes = OriginalSizes(card.heads, card.context, card.rope_theta)
+    return sizes, (
+        f"{card.heads} heads, a rotary base of {card.rope_theta:g} and a context of "
+        f"{card.context}, as {card.name} has",
+    )
+
+
+def _original_image(folder: Path) -> vqgan.VQGAN:
+    """The original's image tokenizer, whose file does not say the size of the pictures."""
+    path, beside = folder / ORIGINAL_IMAGE, folder / checkpoint.CONFIG
+    if not path.is_file():
+        raise FormatError(f"{path}: missing; put it beside the weights, it comes with the model")
+    said = read_json(beside) if beside.is_file() else {}
+    groups, frame_codes = said.get("image_groups", 32), said.get("frame_codes", 256)
+    image, weights = load_lwm_vqgan(path, groups=groups)
+    resolution = math.isqrt(frame_codes) * image.resolution // image.grid
+    image = dataclasses.replace(image, resolution=resolution)
+    return vqgan.from_tensors(image, rename_lwm_vqgan(image, weights))
