@@ -225,11 +225,16 @@ class OriginalSizes:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> OriginalSizes:
-        """Read a configuration in the original's own keys. Raises ConfigError naming the key."""
+        """Read a configuration in the original's own keys, or in those of Hugging Face.
+
+        Raises ConfigError naming the key.
+        """
+        length = "max_position_embeddings"
+        theta = _rope_theta(values)
         return cls(
             heads=_whole(values, "num_attention_heads"),
-            max_length=_whole(values, "max_sequence_length"),
-            rope_theta=_number(values, "theta", 10_000.0),
+            max_length=_whole(values, "max_sequence_length", values.get(length)),
+            rope_theta=_number(values, "theta", theta),
             norm_eps=_number(values, "rms_norm_eps", 1e-6),
             frame_codes=_whole(values, "frame_codes", 256),
             image_groups=_whole(values, "image_groups", 32),

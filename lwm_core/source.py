@@ -17,7 +17,7 @@ from lwm_core.chat_templates import LWM, ChatStyle, read_template, recognise
 from lwm_core.config import ModelConfig, OriginalSizes
 from lwm_core.errors import FormatError, ModelNotFound, TextOnly, UsageError
 from lwm_core.formats.gguf_llama import GGUFModel
-from lwm_core.formats.lwm_jax import LwmJaxWeights
+from lwm_core.formats.lwm_jax import LwmJaxWeights, holds_vision
 from lwm_core.formats.streaming import StreamingFile
 from lwm_core.formats.torch_bin import TorchFiles
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
@@ -158,49 +158,59 @@ def _directory(name: str, path: Path) -> Source:
 def _original(name: str, stream: Path, like: str | None) -> Source:
     """A model as the original published it, by its file of weights."""
     file = StreamingFile(stream)  # first: what is no such file can't say its sizes
-    sizes, assumed = _original_sizes(name, stream, like)
+    sizes, assumed = _original_sizes(name, file, like)
     weights = LwmJaxWeights(file, sizes)
     config = weights.config
-    image = None
-    if config.vision_vocab:
-        image = _original_image(stream.parent)
+    image = _original_image(stream.parent) if config.vision_vocab else None
     if sizes.heads is None:
-        assumed = (*assumed, f"{config.heads} heads, as models of this shape have")
+        assumed = (*assumed, f"{config.heads} heads, as the original's models of this shape have")
     return Source(stream, config, weights, load_tokenizer(stream.parent), image, assumed=assumed)
 
 
 def _original_sizes(
-    name: str, stream: Path, like: str | None
+    name: str, file: StreamingFile, like: str | None
 ) -> tuple[OriginalSizes, tuple[str, ...]]:
     """Heads, rotary base and context, and what was assumed for them."""
     path = registry.named_path(like) if like else None
     if path and path.is_dir():
         config = checkpoint.read_config(path)
         return OriginalSizes(config.heads, config.max_length, config.rope_theta), ()
-    beside = stream.parent / checkpoint.CONFIG
-    if not like and beside.is_file():
-        return OriginalSizes.from_json(read_json(beside)), ()
-    known = (registry.find(one) for one in (name, stream.parent.name))
+    if not like and (said := _said_beside(file.path.parent)):
+        return said, ()
+    known = (registry.find(one) for one in (name, file.path.parent.name))
     card = registry.get(like) if like else next((card for card in known if card), None)
-    if card is None:
+    if card:
+        sizes = OriginalSizes(card.heads, card.context, card.rope_theta)
+        return sizes, (
+            f"{card.heads} heads, a rotary base of {card.rope_theta:g} and a context of "
+            f"{card.context}, as {card.name} has",
+        )
+    if not holds_vision(file):
         raise UsageError(
             f"{name} does not say its rotary base and context: name the folder as the model is "
-            "called (LWM-Chat-1M), or give `lwm convert` a --like chat-1m"
+            "called (LWM-Text-1M), or give `lwm convert` a --like text-1m"
         )
-    sizes = OriginalSizes(card.heads, card.context, card.rope_theta)
-    return sizes, (
-        f"{card.heads} heads, a rotary base of {card.rope_theta:g} and a context of "
-        f"{card.context}, as {card.name} has",
+    longest = max(registry.PUBLISHED, key=lambda card: (card.kind == "vision", card.context))
+    return OriginalSizes(None, longest.context, longest.rope_theta), (
+        f"a rotary base of {longest.rope_theta:g}, as all of the original's models that see have, "
+        f"and a context of {longest.context}",
     )
+
+
+def _said_beside(folder: Path) -> OriginalSizes | None:
+    """The sizes in the configuration beside a file of the original, if there is one."""
+    path = folder / checkpoint.CONFIG
+    return OriginalSizes.from_json(read_json(path)) if path.is_file() else None
 
 
 def _original_image(folder: Path) -> vqgan.VQGAN:
     """The original's image tokenizer, whose file does not say the size of the pictures."""
-    path, beside = folder / ORIGINAL_IMAGE, folder / checkpoint.CONFIG
+    path = folder / ORIGINAL_IMAGE
     if not path.is_file():
         raise FormatError(f"{path}: missing; put it beside the weights, it comes with the model")
-    said = read_json(beside) if beside.is_file() else {}
-    groups, frame_codes = said.get("image_groups", 32), said.get("frame_codes", 256)
+    said = _said_beside(folder)
+    groups = said.image_groups if said else OriginalSizes.image_groups
+    frame_codes = said.frame_codes if said else OriginalSizes.frame_codes
     image, weights = load_lwm_vqgan(path, groups=groups)
     resolution = math.isqrt(frame_codes) * image.resolution // image.grid
     image = dataclasses.replace(image, resolution=resolution)

@@ -18,8 +18,10 @@ from tokenizers import Tokenizer as FastTokenizer
 from lwm_core import checkpoint, convert, registry, transformer, vqgan
 from lwm_core.config import ModelConfig, OriginalSizes
 from lwm_core.errors import FormatError, ModelNotFound, OutputError, UsageError
+from lwm_core.formats import lwm_jax_writer
 from lwm_core.formats.hf_tokenizer import fast_tokenizer
 from lwm_core.formats.lwm_jax_writer import write_streaming
+from lwm_core.formats.streaming import StreamingFile
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
 from lwm_core.load import load_model
@@ -279,6 +281,21 @@ def test_a_disk_that_gives_back_other_bytes(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stream_that_the_disk_changed(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(path: Path) -> StreamingFile:
+        whole = bytearray(path.read_bytes())
+        whole[-5] ^= 1
+        path.write_bytes(whole)
+        return StreamingFile(path)
+
+    monkeypatch.setattr(lwm_jax_writer, "StreamingFile", changed)
+    with pytest.raises(OutputError, match="vision_head/kernel reads otherwise"):
+        run(tiny_model, tmp_path / "out", to="lwm-jax")
+    assert not (tmp_path / "out").exists()
+
+
 def test_fast_tokenizer_gives_the_same_ids(reference: Path, tmp_path: Path) -> None:
     """`tokenizers`, which transformers and vLLM use, on everything that the reference holds."""
     tokenizer = Tokenizer.load(reference / "tokenizer/tokenizer.model")
@@ -300,7 +317,7 @@ def test_fast_tokenizer_gives_the_same_ids(reference: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("spoil", "error", "words"),
     [
-        (None, UsageError, "--like"),
+        (None, UsageError, "--like chat-1m"),
         ("params", FormatError, "no weights are there"),
         ("vqgan", FormatError, "vqgan: missing"),
         ("tokenizer.model", FormatError, "tokenizer"),
@@ -369,6 +386,22 @@ def test_nano_through_the_original_format(tmp_path: Path) -> None:
     assert checkpoint.read_image_config(tmp_path / "back/vqgan") == checkpoint.read_image_config(
         registry.embedded_path() / "vqgan"
     )
+
+
+def test_vision_models_have_one_rotary_base(published: Path, tmp_path: Path) -> None:
+    """It is taken where nothing else says it; the heads of this shape are not known."""
+    with pytest.raises(UsageError, match="no shape tells how many"):
+        open_source(str(published))
+    shutil.copy(Path(__file__).parent / "reference/text_a/streaming_params", published / "params")
+    with pytest.raises(UsageError, match="does not say its rotary base"):
+        open_source(str(published))
+    theirs = {"num_attention_heads": 4, "max_position_embeddings": 99, "rope_theta": 3e4}
+    (published / "config.json").write_text(json.dumps(theirs))
+    config = open_source(str(published)).config
+    assert (config.heads, config.max_length, config.rope_theta) == (4, 99, 3e4)
+    (published / "config.json").write_text(json.dumps(theirs | {"frame_codes": "x"}))
+    with pytest.raises(UsageError, match="frame_codes is 'x'"):
+        open_source(str(published))
 
 
 def test_what_is_no_model(reference: Path, tmp_path: Path) -> None:

@@ -157,6 +157,11 @@ class LwmJaxWeights:
             raise ValueError(f"it also holds {min(more)!a:.160}")
 
 
+def holds_vision(file: StreamingFile) -> bool:
+    """Whether the model in a file also sees."""
+    return any("/".join(keys).endswith(TABLES["embed"][1]) for keys in file.paths)
+
+
 def stored_shapes(config: ModelConfig, *, stacked: bool = True) -> dict[str, tuple[int, ...]]:
     """The tensors that the original stores for a model: shapes by path."""
     shapes: dict[str, tuple[int, ...]] = {NORM: (config.hidden,)}

@@ -11,13 +11,16 @@ import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32
 
 import msgpack
 import numpy as np
 
 from lwm_core import vqgan
 from lwm_core.config import ModelConfig
+from lwm_core.errors import OutputError
 from lwm_core.formats import lwm_jax
+from lwm_core.formats.streaming import StreamingFile
 from lwm_core.formats.vqgan_names import original_name
 from lwm_core.tensor_files import bytes_of
 from lwm_core.weights import Weights
@@ -40,8 +43,10 @@ def write_streaming(
 ) -> None:
     """Write weights as a streaming file of the original, layers stacked, cast to `dtype`.
 
-    `on_bytes(count)` is called after each layer of each tensor.
+    `on_bytes(count)` is called after each layer of each tensor. At the end all are read again and
+    compared with what was meant: raises OutputError when the disk gives back other bytes.
     """
+    checksums = {}
     shapes = {
         tuple(name.split("/")): shape for name, shape in lwm_jax.stored_shapes(config).items()
     }
@@ -49,7 +54,22 @@ def write_streaming(
         for keys, shape in sorted(shapes.items()):
             document = _document(shape, dtype, chunk_bytes)
             parts = (np.ascontiguousarray(part, dtype) for part in _parts(config, weights, keys))
-            _fill(file, [b"\x92" + msgpack.packb(keys), *_binary(document)], parts, on_bytes)
+            layout = [b"\x92" + msgpack.packb(keys), *_binary(document)]
+            checksums[keys] = _fill(file, layout, parts, on_bytes)
+    written = StreamingFile(path)
+    for keys, checksum in checksums.items():
+        if _checksum(written, keys) != checksum:
+            name = "/".join(keys)
+            raise OutputError(f"{name} reads otherwise than it was written; check the disk")
+
+
+def _checksum(file: StreamingFile, keys: tuple[str, ...]) -> int:
+    """The checksum of a tensor's bytes, read layer by layer."""
+    array, found = file[keys], 0
+    for index in range(array.shape[0]):
+        found = crc32(bytes_of(np.ascontiguousarray(array.read(index))), found)
+        file.release()
+    return found
 
 
 def write_vqgan_pickle(path: Path, image: vqgan.VQGAN) -> None:
@@ -91,9 +111,12 @@ def _fill(
     layout: Layout,
     parts: Iterator[np.ndarray],
     on_bytes: Callable[[int], None] | None,
-) -> None:
-    """Write a layout, its gaps filled by the numbers of arrays that come one after another."""
-    data = memoryview(b"")
+) -> int:
+    """Write a layout, its gaps filled by the numbers of arrays that come one after another.
+
+    Returns the checksum of the numbers.
+    """
+    data, checksum = memoryview(b""), 0
     for piece in layout:
         if isinstance(piece, bytes):
             file.write(piece)
@@ -101,10 +124,13 @@ def _fill(
         while piece:
             if not data:
                 data = bytes_of(next(parts))
-            file.write(data[:piece])
+            part = data[:piece]
+            file.write(part)
+            checksum = crc32(part, checksum)
             if on_bytes:
-                on_bytes(len(data[:piece]))
-            data, piece = data[piece:], piece - len(data[:piece])
+                on_bytes(len(part))
+            data, piece = data[len(part) :], piece - len(part)
+    return checksum
 
 
 def _document(shape: tuple[int, ...], dtype: np.dtype, chunk_bytes: int) -> Layout:

@@ -159,7 +159,7 @@ class StreamingFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = path
+        self.path = Path(path)
         self._mapping = map_file(path)
         self._documents = dict(_pairs(path, memoryview(self._mapping)))
 
