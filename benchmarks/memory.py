@@ -70,11 +70,16 @@ def measured(work: str, *arguments: str) -> tuple[float, float]:
     return peak, seconds
 
 
-def main() -> None:
-    """Print one line for each measurement."""
+def arguments() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where the large files go for a while")
-    with tempfile.TemporaryDirectory(dir=parser.parse_args().folder) as name:
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print one line for each measurement."""
+    with tempfile.TemporaryDirectory(dir=arguments().folder) as name:
         folder = Path(name)
         idle, _ = measured(NOTHING)
         print(f"a program with jax alone: {idle / 1e9:.2f} GB")

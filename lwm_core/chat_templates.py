@@ -15,6 +15,10 @@ FILE = "chat_template.jinja"
 """What the file of a template is called in a model directory."""
 
 
+MOST = 1 << 20
+"""Characters of a template; real ones have some thousand."""
+
+
 @dataclass(frozen=True)
 class ChatStyle:
     """How a conversation is worded; `system` opens one that brings no system message.
@@ -50,7 +54,8 @@ def read_template(directory: Path) -> str | None:
     None where there is none, or one of several must be chosen by name. Raises FormatError.
     """
     try:
-        return (directory / FILE).read_text(encoding="utf-8")
+        with (directory / FILE).open(encoding="utf-8") as file:
+            return _checked(file.read(MOST + 1), directory / FILE)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
@@ -58,4 +63,10 @@ def read_template(directory: Path) -> str | None:
     if not (directory / SETTINGS).is_file():
         return None
     template = read_json(directory / SETTINGS).get("chat_template")
-    return template if isinstance(template, str) else None
+    return _checked(template, directory / SETTINGS) if isinstance(template, str) else None
+
+
+def _checked(template: str, path: Path) -> str:
+    if len(template) > MOST:
+        raise FormatError(f"{path}: a chat template of more than {MOST} characters is none")
+    return template.encode("utf-8", "replace").decode()

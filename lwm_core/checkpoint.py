@@ -39,6 +39,11 @@ _OURS = re.compile(
 )
 """What a model directory consists of: anything else is somebody's, and never overwritten."""
 
+_IMAGE_FILES = {CONFIG, "model.safetensors"}
+_SURPLUS = re.compile(r"rotary_emb\.inv_freq$|^lm_head\.weight$")
+"""Tensors that older exports, and models of tied tables, have besides those that count."""
+
+_READ = ("float64", "float32", "float16", "bfloat16")
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -56,23 +61,47 @@ def read_habits(directory: Path) -> Habits:
 
 
 class DirectoryWeights:
-    """The weights of a model directory: ours, or any Llama of Hugging Face."""
+    """The weights of a model directory: ours, or any Llama of Hugging Face.
+
+    Names and shapes are compared when it is opened. Raises FormatError where they are not those of
+    a plain Llama of these sizes.
+    """
 
     def __init__(self, directory: Path, config: ModelConfig):
         self._files = open_tensors(directory)
         self._table = transformer.parameters(config)
+        self._check(directory, config)
 
     @property
     def dtype(self) -> str:
-        """The number format of the first layer; float32 for one that models are not stored in."""
-        name = self.read("layers.wq", 0).dtype.name
-        return name if name in _DTYPES else "float32"
+        """The number format that loses nothing: that of all tensors, or float32 for a mixture."""
+        found = {self._files.dtype(name) for name in stored_shapes(self._table)}
+        return found.pop() if len(found) == 1 and found <= _DTYPES.keys() else "float32"
 
     def read(self, name: str, layer: int | None = None) -> np.ndarray:
         """One parameter, or one layer of a stacked one. Raises FormatError."""
         parameter = self._table[name]
-        shape = parameter.shape if layer is None else parameter.shape[1:]
+        shape = parameter.shape[layer is not None :]
         return self._files.read(parameter.hf_name.format(layer=layer), shape)
+
+    def _check(self, directory: Path, config: ModelConfig) -> None:
+        found = set(self._files.names)
+        # Counted first, so that a hostile number of layers is never counted to.
+        if config.layers > len(found):
+            raise FormatError(
+                f"{directory}: config.json says {config.layers} layers, and there are only "
+                f"{len(found)} tensors"
+            )
+        expected = stored_shapes(self._table)
+        for name, shape in expected.items():
+            self._files.check(name, shape)
+            if (number := self._files.dtype(name)) not in _READ:
+                raise FormatError(
+                    f"{directory}: {name} is stored as {number}; what is read is {', '.join(_READ)}"
+                )
+        others = (name for name in found - expected.keys() if not _SURPLUS.search(name))
+        if other := min(others, default=None):
+            raise FormatError(f"{directory}: it also holds {other!a:.80}, which no plain Llama has")
 
 
 def open_tensors(directory: Path) -> TensorFiles | TorchFiles:
@@ -215,7 +244,14 @@ def check_new(directory: Path, *, force: bool) -> None:
     if not directory.is_dir():
         raise UsageError(f"{directory} is a file; choose another name")
     for entry in directory.iterdir():
-        if not _OURS.fullmatch(entry.name):
+        if not _is_ours(entry):
             raise UsageError(
                 f"{directory} holds {entry.name}, which is no part of a model; choose another name"
             )
+
+
+def _is_ours(entry: Path) -> bool:
+    """Whether an entry of a directory may be part of a model: a known file, a folder `vqgan`."""
+    if entry.is_dir() and not entry.is_symlink():
+        return entry.name == VQGAN and {one.name for one in entry.iterdir()} <= _IMAGE_FILES
+    return bool(_OURS.fullmatch(entry.name))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 from lwm_core.errors import ConfigError
+
+LARGEST = 1e30
+"""No number of a configuration is meant to be larger."""
 
 END_MARKERS = 2
 """Vision ids after the codes: end of a frame, end of a picture or clip."""
@@ -98,6 +100,11 @@ class ModelConfig:
         Raises ConfigError, naming the key, when a size is missing or no size, and when the model
         computes anything that ours does not.
         """
+        if values.get("quantization_config"):
+            raise ConfigError(
+                "config.json: quantization_config: quantized weights of Hugging Face are not read; "
+                "give the model that they were made of, or a GGUF file"
+            )
         for key, known in _ONLY.items():
             if values.get(key) not in (None, known):
                 raise ConfigError(f"config.json: {key} is {values[key]!r}, expected {known!r}")
@@ -147,8 +154,8 @@ def _whole(
 def _number(values: Mapping[str, Any], key: str, default: float) -> float:
     """A number above 0. Raises ConfigError."""
     value = values.get(key, default)
-    if type(value) not in (int, float) or not 0 < value < inf:
-        raise ConfigError(f"config.json: {key} is {value!r}, expected a number above 0")
+    if type(value) not in (int, float) or not 0 < value < LARGEST:
+        raise ConfigError(f"config.json: {key} is {value!r:.40}, expected a number above 0")
     return float(value)
 
 

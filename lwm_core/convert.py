@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 
-from lwm_core import checkpoint, transformer
+from lwm_core import checkpoint, transformer, vqgan
 from lwm_core.config import OriginalSizes
-from lwm_core.errors import OutputError
+from lwm_core.errors import OutputError, UsageError
 from lwm_core.formats.hf_tokenizer import write_fast_tokenizer
+from lwm_core.formats.lwm_jax import stored_shapes
 from lwm_core.formats.lwm_jax_writer import write_streaming, write_vqgan_pickle
 from lwm_core.source import ORIGINAL_IMAGE, STREAMS, Source, open_source
 from lwm_core.tensor_files import write_json
@@ -35,32 +37,52 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Plan:
-    """What a conversion would write, and what it would take as given."""
+    """What a conversion would write, and what it would take as given; `bytes` are its weights."""
 
     source: Path
     target: Path
     format: Format
     dtype: str
+    tensors: int
     parameters: int
     bytes: int
-    tensors: int
+    image_bytes: int
     assumed: tuple[str, ...]
 
 
-def plan(source: Source, dst: Path, *, to: Format = "lwm", dtype: str | None = None) -> Plan:
-    """What `convert` would do. Raises UsageError for an unknown format or dtype."""
+def plan(
+    source: Source,
+    dst: Path,
+    *,
+    to: Format = "lwm",
+    dtype: str | None = None,
+    force: bool = False,
+) -> Plan:
+    """What `convert` would do; raises what it would raise before it writes."""
+    if to not in get_args(Format):
+        raise UsageError(f"format {to!r} is unknown; choose one of {', '.join(get_args(Format))}")
+    checkpoint.check_new(dst, force=force)
     number = checkpoint.numpy_dtype(dtype or source.weights.dtype)
-    count = transformer.count_parameters(source.config)
-    return Plan(
+    if to == "lwm-jax":
+        _check_original(source)
+        shapes = stored_shapes(source.config)
+    else:
+        shapes = checkpoint.stored_shapes(transformer.parameters(source.config))
+    count = sum(map(math.prod, shapes.values()))
+    image = vqgan.shapes(source.image.config) if source.image else {}
+    planned = Plan(
         source=source.path,
         target=dst,
         format=to,
         dtype=number.name,
+        tensors=len(shapes),
         parameters=count,
         bytes=count * number.itemsize,
-        tensors=len(checkpoint.stored_shapes(transformer.parameters(source.config))),
+        image_bytes=4 * sum(map(math.prod, image.values())),
         assumed=source.assumed,
     )
+    _check_space(dst, planned.bytes + planned.image_bytes)
+    return planned
 
 
 def convert(
@@ -70,17 +92,18 @@ def convert(
     to: Format = "lwm",
     dtype: str | None = None,
     force: bool = False,
+    verify: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Plan:
     """Write an opened model to the directory `dst`; returns what was done.
 
-    `dtype` is by default that of the source. `dst` comes to be whole or not at all, and what was
-    written is read again and compared. Raises UsageError when `dst` exists (and not `force`),
-    FormatError for damaged sources, OutputError when `dst` can't be written or has no room.
+    `dtype` is by default that of the source. `dst` comes to be whole or not at all; what was
+    written is read again and compared, with `verify` also its logits with those of the source.
+    Raises UsageError when `dst` exists (and not `force`) or the format can't hold the model,
+    FormatError for damaged sources, OutputError when `dst` can't be written, has no room or reads
+    or computes otherwise.
     """
-    checkpoint.check_new(dst, force=force)
-    planned = plan(source, dst, to=to, dtype=dtype)
-    _check_space(dst, planned.bytes)
+    planned = plan(source, dst, to=to, dtype=dtype, force=force)
     LOG.info("%s to %s as %s in %s", source.path, dst, to, planned.dtype)
     done = 0
 
@@ -107,7 +130,17 @@ def convert(
             )
         if to == "hf" and isinstance(source.tokenizer, Tokenizer):  # the other kind is one already
             write_fast_tokenizer(folder, source.tokenizer, source.config)
+        if verify:
+            _verify(source, folder)
     return planned
+
+
+def _check_original(source: Source) -> None:
+    """Raise UsageError for a model that the original's files can't hold."""
+    if not isinstance(source.tokenizer, Tokenizer):
+        raise UsageError("the original's format has a SentencePiece vocabulary only; try --to hf")
+    if source.config.vision_vocab and source.image is None:
+        raise UsageError(f"{source.path}: the original's format needs the image tokenizer too")
 
 
 def _write_original(
@@ -123,22 +156,22 @@ def _write_original(
         write_vqgan_pickle(folder / ORIGINAL_IMAGE, source.image)
 
 
-def verify(source: Source, dst: Path) -> float:
-    """The largest difference of logits of a model and its conversion, in parts of their spread.
+def _verify(source: Source, folder: Path) -> None:
+    """Raise OutputError unless a conversion computes what its source does.
 
     Both compute in float32 on the same ids, with weights rounded to the conversion's number format,
-    and are in memory one after the other. Raises OutputError when they differ by more than order of
-    summation explains.
+    and are in memory one after the other.
     """
-    made = open_source(str(dst))
+    made = open_source(str(folder))
     rng = np.random.default_rng(0)
     ids = rng.integers(source.config.vocab, size=(1, TRIED_TOKENS), dtype=np.int32)
     rounded = checkpoint.numpy_dtype(made.weights.dtype)
     expected, found = (logits(one, ids, rounded) for one in (source, made))
     difference = float(np.abs(found - expected).max() / expected.std())
-    if not difference <= TOLERANCE:
-        raise OutputError(f"{dst}: its logits differ from the source's by {difference:.3g}")
-    return difference
+    if not difference <= TOLERANCE:  # nor NaN
+        raise OutputError(
+            f"the logits differ from the source's by {difference:.3g} of their spread"
+        )
 
 
 def logits(source: Source, ids: np.ndarray, rounded: np.dtype | None = None) -> np.ndarray:

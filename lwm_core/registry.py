@@ -127,7 +127,10 @@ PUBLISHED: tuple[Card, ...] = (
 CARDS: tuple[Card, ...] = (NANO, SMOLLM2, *PUBLISHED)
 
 _BY_NAME = {
-    name.lower(): card for card in CARDS for name in (card.name, *card.aliases, *card.repositories)
+    name.lower(): card
+    for card in CARDS
+    for repository in card.repositories or (card.name,)
+    for name in (card.name, *card.aliases, repository, repository.rpartition("/")[2])
 }
 
 

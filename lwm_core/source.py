@@ -26,7 +26,7 @@ from lwm_core.tensor_files import TensorFiles, read_json
 from lwm_core.vocabulary import AnyTokenizer, load_tokenizer
 from lwm_core.weights import Weights
 
-STREAMS = ("params", "streaming_params")
+STREAMS = ("params", "streaming_params", "streaming_train_state")
 """What the original calls its file of weights."""
 ORIGINAL_IMAGE = "vqgan"
 
@@ -56,8 +56,11 @@ def find_model(name: str) -> Path:
     Raises ModelNotFound with the nearest names, or with what to type to fetch it.
     """
     path = registry.named_path(name)
-    if path and path.exists():
-        return path
+    try:
+        if path and path.exists():
+            return path
+    except OSError as error:
+        raise ModelNotFound(f"{name:.80}: can't be looked at: {error.strerror}") from error
     card = registry.find(name)
     if card and not card.repositories:
         return registry.shipped_path(card)
@@ -68,7 +71,8 @@ def find_model(name: str) -> Path:
     wanted = (
         name if card is None and download.is_repository(name) else registry.get(name).aliases[0]
     )
-    raise ModelNotFound(f"{wanted} is not here yet; fetch it with: lwm download {wanted}")
+    hint = f" (or give ./{name}, which is here)" if Path(name).exists() else ""
+    raise ModelNotFound(f"{wanted} is not here yet; fetch it with: lwm download {wanted}{hint}")
 
 
 def open_source(name: str, *, like: str | None = None) -> Source:
@@ -79,21 +83,29 @@ def open_source(name: str, *, like: str | None = None) -> Source:
     sizes are unknown.
     """
     path = find_model(name)
-    if path.suffix == ".gguf":
-        return _gguf(path)
-    if path.is_file():
-        return _original(name, path, like)
-    if TensorFiles.found(path) or TorchFiles.found(path):
+    is_directory = TensorFiles.found(path) or TorchFiles.found(path)
+    if not is_directory and (stream := _stream_in(path)):
+        return _original(name, stream, like)
+    if like:
+        raise UsageError(f"{name} says its sizes itself: leave out --like")
+    if is_directory:
         return _directory(name, path)
-    for stream in STREAMS:
-        if (path / stream).is_file():
-            return _original(name, path / stream, like)
-    if len(found := list(path.glob("*.gguf"))) == 1:
-        return _gguf(found[0])
+    files = [path] if path.is_file() else list(path.glob("*.gguf"))
+    if len(files) == 1:
+        return _gguf(files[0])
     raise FormatError(
         f"{path}: no weights are there: neither model.safetensors, pytorch_model.bin, "
         "params, nor one .gguf file"
     )
+
+
+def _stream_in(path: Path) -> Path | None:
+    """The original's file of weights: what `path` names, or one of its names in a directory."""
+    if path.is_file():
+        if path.suffix in (".safetensors", ".bin", ".json"):
+            raise UsageError(f"{path} is one file of a model: give the folder that it lies in")
+        return None if path.suffix == ".gguf" else path
+    return next((path / name for name in STREAMS if (path / name).is_file()), None)
 
 
 def picture_size(name: str) -> int:
@@ -135,10 +147,11 @@ def _directory(name: str, path: Path) -> Source:
     values = read_json(path / checkpoint.CONFIG)
     template = read_template(path)
     assumed = list(_worded(template))
-    card = registry.find(name) or registry.find(path.name)
-    if card and not any(key.startswith("rope") for key in values):
-        values["rope_theta"] = card.rope_theta
-        assumed.append(f"a rotary base of {card.rope_theta:g}, as {card.name} has")
+    card = registry.find(name) or registry.find(path.resolve().name)
+    if not any(key.startswith("rope") for key in values):
+        values["rope_theta"] = card.rope_theta if card else 10_000.0
+        whose = card.name if card else "the first Llama"
+        assumed.append(f"a rotary base of {values['rope_theta']:g}, as {whose} has")
     if card and "max_position_embeddings" not in values:
         values["max_position_embeddings"] = card.context
         assumed.append(f"a context of {card.context}, as {card.name} has")
@@ -171,13 +184,14 @@ def _original_sizes(
     name: str, file: StreamingFile, like: str | None
 ) -> tuple[OriginalSizes, tuple[str, ...]]:
     """Heads, rotary base and context, and what was assumed for them."""
+    if said := _said_beside(file.path.parent):
+        if like:
+            raise UsageError(f"{checkpoint.CONFIG} beside {file.path} says its sizes: no --like")
+        return said, ()
     path = registry.named_path(like) if like else None
     if path and path.is_dir():
-        config = checkpoint.read_config(path)
-        return OriginalSizes(config.heads, config.max_length, config.rope_theta), ()
-    if not like and (said := _said_beside(file.path.parent)):
-        return said, ()
-    known = (registry.find(one) for one in (name, file.path.parent.name))
+        return _sizes_of(path), ()
+    known = (registry.find(one) for one in (name, file.path.resolve().parent.name))
     card = registry.get(like) if like else next((card for card in known if card), None)
     if card:
         sizes = OriginalSizes(card.heads, card.context, card.rope_theta)
@@ -195,6 +209,15 @@ def _original_sizes(
         f"a rotary base of {longest.rope_theta:g}, as all of the original's models that see have, "
         f"and a context of {longest.context}",
     )
+
+
+def _sizes_of(directory: Path) -> OriginalSizes:
+    """The sizes of another model: of a model directory, or of one of the original."""
+    if TensorFiles.found(directory) or TorchFiles.found(directory):
+        return OriginalSizes.of(checkpoint.read_config(directory))
+    if said := _said_beside(directory):
+        return said
+    raise FormatError(f"{directory / checkpoint.CONFIG}: missing; it would say the sizes")
 
 
 def _said_beside(folder: Path) -> OriginalSizes | None:

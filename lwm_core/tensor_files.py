@@ -27,7 +27,9 @@ SHARD_BYTES = 4 << 30
 Shape = tuple[int, ...]
 
 _FILE_NAME = re.compile(r"[\w-][\w.-]{0,200}", re.ASCII)
-_CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_NUMBERS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_CODES = {name: code for code, name in _NUMBERS.items()}
+"""Number formats as safetensors spells them, and as numpy does."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,6 +58,8 @@ class WeightFile(Protocol):
 
     def shape(self, name: str) -> Shape: ...
 
+    def dtype(self, name: str) -> str: ...
+
     def tensor(self, name: str) -> np.ndarray: ...
 
 
@@ -66,11 +70,17 @@ class SafetensorsFile:
         self._path = path
         with self._open() as file:
             names = list(file.keys())
-            self._shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            slices = {name: file.get_slice(name) for name in names}
+            self._shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+            self._dtypes = {name: one.get_dtype() for name, one in slices.items()}
         self.names: Collection[str] = self._shapes.keys()
 
     def shape(self, name: str) -> Shape:
         return self._shapes[name]
+
+    def dtype(self, name: str) -> str:
+        code = self._dtypes[name]
+        return _NUMBERS.get(code, code)
 
     def tensor(self, name: str) -> np.ndarray:
         # Opened for each: what an open file has mapped and read counts as this program's memory.
@@ -115,18 +125,27 @@ class TensorFiles:
         """The names of all tensors, those of shards as the index has them."""
         return self._files.keys()
 
-    def read(self, name: str, shape: Shape) -> np.ndarray:
-        """One tensor. Raises FormatError when it is missing or has another shape."""
+    def check(self, name: str, shape: Shape) -> None:
+        """Raise FormatError unless a tensor is there and has this shape."""
         if name not in self._files:
             raise FormatError(f"{name} is missing from the weights; fetch or convert them again")
         path = self._files[name]
         file = self._open(path)
         if name not in file.names:
             raise FormatError(f"{path}: {name} is not there; fetch or convert it again")
-        found = file.shape(name)
-        if found != shape:
-            raise FormatError(f"{path}: {name} has shape {found}, config.json says {shape}")
-        return file.tensor(name)
+        if file.shape(name) != shape:
+            raise FormatError(
+                f"{path}: {name} has shape {file.shape(name)}, config.json says {shape}"
+            )
+
+    def dtype(self, name: str) -> str:
+        """The number format of a tensor: numpy's name, or safetensors' code of one it lacks."""
+        return self._open(self._files[name]).dtype(name)
+
+    def read(self, name: str, shape: Shape) -> np.ndarray:
+        """One tensor. Raises FormatError when it is missing or has another shape."""
+        self.check(name, shape)
+        return self._open(self._files[name]).tensor(name)
 
     def _open(self, path: Path) -> WeightFile:
         if path not in self._opened:

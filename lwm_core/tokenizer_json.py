@@ -103,6 +103,12 @@ class JsonTokenizer:
             "add_bos_token": self._adds_bos,
             "clean_up_tokenization_spaces": False,
         }
+        # Here, and not in the settings, others look for what goes in front.
+        if self._adds_bos and self.bos_id is not None:
+            begin = self._tokenizer.id_to_token(self.bos_id)
+            self._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+                single=f"{begin} $A", special_tokens=[(begin, self.bos_id)]
+            )
         write_text(Path(folder) / FILE, self._tokenizer.to_str(pretty=True) + "\n")
         write_text(Path(folder) / SETTINGS, json.dumps(settings, indent=2) + "\n")
 

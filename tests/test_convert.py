@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 from flax import serialization
 from flax.serialization import msgpack_serialize
 from originals import load_lwm_jax, read_streaming, stored
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as FastTokenizer
 
 from lwm_core import checkpoint, convert, registry, transformer, vqgan
 from lwm_core.config import ModelConfig, OriginalSizes
-from lwm_core.errors import FormatError, ModelNotFound, OutputError, UsageError
+from lwm_core.errors import FormatError, LwmError, ModelNotFound, OutputError, UsageError
 from lwm_core.formats import lwm_jax_writer
 from lwm_core.formats.hf_tokenizer import fast_tokenizer
 from lwm_core.formats.lwm_jax_writer import write_streaming
@@ -28,7 +30,7 @@ from lwm_core.load import load_model
 from lwm_core.source import open_source, picture_size
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.types import Progress
-from lwm_core.weights import Held
+from lwm_core.weights import Held, read_stacked
 
 THEIRS = {"num_attention_heads": 2, "max_sequence_length": 1024, "theta": 5e7}
 
@@ -50,12 +52,12 @@ def published(reference: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def relative(tiny_model: Path, tmp_path: Path) -> str:
-    """A model directory of two heads, the reference's rotary base and context."""
+    """A model directory of two heads, the reference's rotary base, context and frames."""
     shutil.copytree(tiny_model, tmp_path / "relative")
     config = tmp_path / "relative/config.json"
     text = config.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 2')
     text = text.replace('"rope_theta": 10000.0', '"rope_theta": 50000000.0')
-    config.write_text(text)
+    config.write_text(text.replace('"frame_codes": 64', '"frame_codes": 256'))
     return str(tmp_path / "relative")
 
 
@@ -247,20 +249,71 @@ def test_no_room_on_the_disk(
     assert not (tmp_path / "deep").exists()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_are_compared(dtype: str, tiny_model: Path, tmp_path: Path) -> None:
-    source = open_source(str(tiny_model))
-    convert.convert(source, tmp_path / "out", dtype=dtype)
-    difference = convert.verify(source, tmp_path / "out")
-    assert difference == 0
-    tensors = stored(tmp_path / "out")
+@pytest.mark.parametrize("to", ["lwm", "hf", "lwm-jax"])
+def test_logits_are_compared(
+    to: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion that computes otherwise leaves what was there before, also onto itself."""
+    target = shutil.copytree(tiny_model, tmp_path / "model")
+    run(target, target, to=to, dtype="bfloat16", force=True, verify=True)
+    before = {file: file.read_bytes() for file in target.rglob("*") if file.is_file()}
+    source = open_source(str(target))
+    tensors = dict(read_stacked(source.weights, source.config))
     tensors["layers.wo"] = -tensors["layers.wo"]
-    tokenizer = Tokenizer.load(tiny_model / "tokenizer.model")
-    checkpoint.write_model(
-        tmp_path / "other", source.config, Held(tensors), tokenizer=tokenizer, dtype=dtype
-    )
+    opened = convert.open_source
+    held = lambda name: dataclasses.replace(opened(name), weights=Held(tensors))  # noqa: E731
+    monkeypatch.setattr(convert, "open_source", held)
     with pytest.raises(OutputError, match="logits differ"):
-        convert.verify(source, tmp_path / "other")
+        convert.convert(source, target, to=to, force=True, verify=True)
+    assert {file: file.read_bytes() for file in target.rglob("*") if file.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_hidden_layers": 10**9}, "says 1000000000 layers"),
+        ({"intermediate_size": 10**12}, "has shape"),
+        ({"quantization_config": {"bits": 4}}, "quantized weights"),
+        ({"rms_norm_eps": 10**400}, "expected a number above 0"),
+    ],
+)
+def test_hostile_sizes(
+    changes: dict[str, object], words: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | changes))
+    with pytest.raises(LwmError, match=words):
+        open_source(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("model.norm.weight", np.zeros(32, np.int8), "stored as I8"),
+        ("model.layers.0.self_attn.q_proj.bias", np.zeros(32, np.float32), "also holds"),
+    ],
+)
+def test_tensors_of_other_models(
+    name: str, tensor: np.ndarray, words: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: tensor}, folder / "model.safetensors")
+    with pytest.raises(FormatError, match=words):
+        open_source(str(folder))
+
+
+def test_force_spares_what_is_no_model(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "mine")
+    (folder / "vqgan/thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds vqgan, which is no part of a model"):
+        run(tiny_model, folder, force=True)
+    assert (folder / "vqgan/thesis.txt").read_text() == "mine"
+    shutil.rmtree(folder / "vqgan")
+    (folder / "params").mkdir()
+    with pytest.raises(UsageError, match="holds params"):
+        run(tiny_model, folder, force=True)
 
 
 def test_a_disk_that_gives_back_other_bytes(
@@ -334,7 +387,7 @@ def test_what_is_missing(
     if spoil:
         (published / spoil).unlink()
     with pytest.raises(error, match=words) as caught:
-        run(published, tmp_path / "out", like=relative if spoil else None)
+        run(published, tmp_path / "out", like=relative if spoil not in (None, "params") else None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 

@@ -20,7 +20,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
 from lwm_core.errors import FormatError
-from lwm_core.formats.mapped import map_file
+from lwm_core.formats.mapped import map_file, release
 
 Kind = GGMLQuantizationType
 
@@ -79,7 +79,8 @@ class GGUFFile:
         or holds a tensor of a kind that is not in `READABLE`.
         """
         self.path = path
-        reader = _Reader(np.frombuffer(map_file(path), np.uint8))
+        self._mapping = map_file(path)
+        reader = _Reader(np.frombuffer(self._mapping, np.uint8))
         try:
             tensors, values = reader.counts()
             self.metadata = reader.table(values, reader.value)
@@ -90,6 +91,10 @@ class GGUFFile:
             }
         except _Malformed as problem:
             raise self.wrong(str(problem)) from problem
+
+    def release(self) -> None:
+        """Give back the memory of what was read so far; views of it read it again."""
+        release(self._mapping)
 
     def wrong(self, reason: str) -> FormatError:
         """An error about this file."""

@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from einops import rearrange
 
 from lwm_core import transformer
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError
 from lwm_core.formats.gguf_file import GGUFFile, StoredTensor
 from lwm_core.formats.gguf_tokenizer import read_special_ids, read_tokenizer
+from lwm_core.formats.lwm_jax import to_halves
 from lwm_core.vocabulary import AnyTokenizer
 from lwm_core.weights import layers_of
 
@@ -94,14 +94,9 @@ class GGUFModel:
         Plain numbers come as they are stored (float32, float16, bfloat16), quantized ones as
         float32.
         """
-        return self._numbers(name, _NAMES[name].format(layer=layer))
-
-    def _numbers(self, name: str, stored: str) -> np.ndarray:
-        numbers = self._file.tensors[stored].numbers()
-        if name in _ROTATED:
-            half = self.config.head_dim // 2
-            return rearrange(numbers, "(n h two) i -> (n two h) i", h=half, two=2)
-        return numbers
+        self._file.release()
+        numbers = self._file.tensors[_NAMES[name].format(layer=layer)].numbers()
+        return to_halves(numbers, self.config.head_dim) if name in _ROTATED else numbers
 
     def _check_tensors(self) -> None:
         """Raise FormatError unless the file has exactly the tensors of the table."""

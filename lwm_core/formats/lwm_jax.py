@@ -71,8 +71,9 @@ class LwmJaxWeights:
 
     @property
     def dtype(self) -> str:
-        """The number format of the embedding, which stands for all."""
-        return self._arrays[TABLES["embed"][0]].dtype.name
+        """The number format that loses nothing: that of all tensors, or float32 for a mixture."""
+        found = {array.dtype.name for array in self._arrays.values()}
+        return found.pop() if len(found) == 1 else "float32"
 
     def read(self, name: str, layer: int | None = None) -> np.ndarray:
         """One parameter, or one layer of a stacked one; a view of the file where that will do."""
@@ -106,13 +107,15 @@ class LwmJaxWeights:
         vision_vocab = _shape(vision, 2, TABLES["embed"][1])[0] if vision else 0
         layers = self._count_layers()
         width, keys, inner = (self._layer_shape(kind, axes=2)[1] for kind in ("wq", "wk", "w_gate"))
+        if not min(text_vocab, hidden, layers, width, inner):
+            raise ValueError("one of its tensors is empty")
         heads = sizes.heads or named_heads(hidden, inner, layers)
         if heads is None:
             raise ConfigError(
                 f"heads: no shape tells how many share an attention {width} wide; name a model "
                 "that has as many, for example --like chat-1m"
             )
-        if not width or width % (2 * heads):
+        if width % (2 * heads):
             raise ConfigError(f"heads: {heads} heads do not share an attention {width} wide evenly")
         head_dim = width // heads
         if not keys or keys % head_dim or heads % (keys // head_dim):

@@ -8,6 +8,12 @@ from pathlib import Path
 from lwm_core.errors import FormatError, UsageError
 
 
+def release(mapping: mmap.mmap) -> None:
+    """Give back the memory of what was read so far; views of it stay valid, and read it again."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
 def map_file(path: str | Path) -> mmap.mmap:
     """Map a weight file read-only; arrays made from it keep the mapping alive.
 

@@ -14,7 +14,6 @@ with a shape and flat chunks.
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from lwm_core.errors import FormatError
-from lwm_core.formats.mapped import map_file
+from lwm_core.formats.mapped import map_file, release
 
 _DTYPES = {
     name: np.dtype(name)
@@ -177,8 +176,7 @@ class StreamingFile:
 
     def release(self) -> None:
         """Give back the memory that was read so far; views of it stay valid and read again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._mapping.madvise(mmap.MADV_DONTNEED)
+        release(self._mapping)
 
 
 def _pairs(path: str | Path, rest: memoryview) -> Iterator[tuple[tuple[str, ...], memoryview]]:

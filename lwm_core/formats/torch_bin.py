@@ -68,6 +68,10 @@ class TorchFile:
         """The shape of one tensor, without reading its numbers."""
         return self._tensors[name].shape
 
+    def dtype(self, name: str) -> str:
+        """The number format of one tensor."""
+        return self._tensors[name].dtype.name
+
     def tensor(self, name: str) -> np.ndarray:
         """One tensor, in the type that is stored; a transposed one comes as a transposed view.
 
@@ -139,8 +143,8 @@ def _check_new_format(path: Path) -> None:
         return  # the zip's reader says why
     if old:
         raise FormatError(
-            f"{path}: written by PyTorch before 1.6; where PyTorch is installed, run "
-            "torch.save(torch.load(file), file) on it, or fetch the model as safetensors"
+            f"{path}: a bare pickle: PyTorch before 1.6 wrote such weights, and anybody may write "
+            "others; fetch the model as safetensors"
         )
 
 

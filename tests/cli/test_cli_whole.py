@@ -107,6 +107,25 @@ def test_convert(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["convert", model, "half", "--force"]) == 0
 
 
+def test_convert_says_what_it_would_do(
+    model: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(folder.rglob("*"))
+    assert app.main(["convert", model, "out", "--to", "lwm-jax", "--dry-run"]) == 0
+    assert "format lwm-jax" in capsys.readouterr().out
+    assert sorted(folder.rglob("*")) == before
+    assert app.main(["convert", model, "out", "--to", "lwm-jax", "--verify", "--json"]) == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert "its logits are those of the source" in said.err
+    params = (folder / "out/params").stat().st_size
+    assert told["bytes"] < params < told["bytes"] + 4096
+    assert app.main(["convert", model, "out", "--dry-run"]) == failures.WRONG_USAGE
+    assert app.main(["convert", model, "new", "--like", "chat-1m"]) == failures.WRONG_USAGE
+    assert app.main(["convert", "out", "back", "-q"]) == 0
+    assert app.main(["chat", "Hello.", "-m", "back", "-n", "4"]) == 0
+
+
 def test_needle(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     test = ["needle", "-m", model, "--ctx", "512", "--lengths", "1", "--depths", "2", "--json"]
     assert app.main([*test, "-o", "heat.png"]) == 0
