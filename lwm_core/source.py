@@ -66,13 +66,14 @@ def find_model(name: str) -> Path:
         return registry.shipped_path(card)
     if local := download.local_path(card or name):
         return local
+    if card and Path(name).exists():  # as a clone of its repository is called
+        return Path(name)
     if card is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
         raise ModelNotFound(f"{name}: there is no such file or directory")
     wanted = (
         name if card is None and download.is_repository(name) else registry.get(name).aliases[0]
     )
-    hint = f" (or give ./{name}, which is here)" if Path(name).exists() else ""
-    raise ModelNotFound(f"{wanted} is not here yet; fetch it with: lwm download {wanted}{hint}")
+    raise ModelNotFound(f"{wanted} is not here yet; fetch it with: lwm download {wanted}")
 
 
 def open_source(name: str, *, like: str | None = None) -> Source:
@@ -93,6 +94,8 @@ def open_source(name: str, *, like: str | None = None) -> Source:
     files = [path] if path.is_file() else list(path.glob("*.gguf"))
     if len(files) == 1:
         return _gguf(files[0])
+    if files:
+        raise UsageError(f"{path} holds {len(files)} GGUF files: name one of them")
     raise FormatError(
         f"{path}: no weights are there: neither model.safetensors, pytorch_model.bin, "
         "params, nor one .gguf file"

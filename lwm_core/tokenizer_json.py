@@ -86,7 +86,8 @@ class JsonTokenizer:
             if eos_id is None:
                 raise ValueError(f"{SETTINGS} names no eos_token")
         except Exception as error:  # the package raises nothing more special
-            reason = " ".join(str(error).split())
+            missing = "it lacks " if isinstance(error, KeyError) else ""
+            reason = missing + " ".join(str(error).split())
             raise FormatError(f"{source}: not a byte-level tokenizer: {reason:.200}") from error
         # An empty text shows what the file itself puts in front.
         adds = bos_id is not None and bos_id in tokenizer.encode("").ids[:1]

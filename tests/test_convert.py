@@ -441,6 +441,22 @@ def test_nano_through_the_original_format(tmp_path: Path) -> None:
     )
 
 
+def test_a_clone_of_a_repository_is_the_model(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its bare name too where the model is not in the cache, and from inside."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "LWM-Text-1M-Jax"
+    folder.mkdir()
+    shutil.copy(reference / "tokenizer/tokenizer.model", folder)
+    shutil.copy(reference / "text_a/streaming_params", folder / "params")
+    for name in (folder.name, f"./{folder.name}", str(folder / "params")):
+        assert open_source(name).config.rope_theta == 5e7
+    monkeypatch.chdir(folder)
+    for name in (".", "params"):
+        assert open_source(name).config.rope_theta == 5e7
+
+
 def test_vision_models_have_one_rotary_base(published: Path, tmp_path: Path) -> None:
     """It is taken where nothing else says it; the heads of this shape are not known."""
     with pytest.raises(UsageError, match="no shape tells how many"):
@@ -455,6 +471,13 @@ def test_vision_models_have_one_rotary_base(published: Path, tmp_path: Path) -> 
     (published / "config.json").write_text(json.dumps(theirs | {"frame_codes": "x"}))
     with pytest.raises(UsageError, match="frame_codes is 'x'"):
         open_source(str(published))
+
+
+def test_one_of_several_gguf_files_is_named(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="holds 2 GGUF files: name one"):
+        open_source(str(tmp_path))
 
 
 def test_what_is_no_model(reference: Path, tmp_path: Path) -> None:
