@@ -1,9 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and whether they find room."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file. Raises OutputError."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def free_bytes(path: Path) -> int:
+    """The room on the disk of a path, which need not exist yet."""
+    existing = next(one for one in (path, *path.absolute().parents) if one.exists())
+    return shutil.disk_usage(existing).free

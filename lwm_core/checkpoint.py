@@ -27,7 +27,6 @@ from lwm_core.vocabulary import AnyTokenizer
 from lwm_core.weights import Weights, layers_of
 
 CONFIG = "config.json"
-TOKENIZER = "tokenizer.model"
 VQGAN = "vqgan"
 
 Habits = Mapping[str, Mapping[str, Any]]

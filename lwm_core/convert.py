@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwm_core import checkpoint, transformer, vqgan
+from lwm_core.atomic import free_bytes
 from lwm_core.config import OriginalSizes
 from lwm_core.errors import OutputError, UsageError
 from lwm_core.formats.hf_tokenizer import write_fast_tokenizer
@@ -186,8 +186,7 @@ def logits(source: Source, ids: np.ndarray, rounded: np.dtype | None = None) -> 
 
 
 def _check_space(dst: Path, needed: int) -> None:
-    existing = next(path for path in (dst, *dst.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(dst)
     if needed > free:
         raise OutputError(
             f"{dst} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; "

@@ -85,11 +85,6 @@ def local_path(model: registry.Card | str, *, revision: str | None = None) -> Pa
     return next((path for path in found if path), None)
 
 
-def is_repository(name: str) -> bool:
-    """Whether a name is written as a hub repository: `owner/repository` or a URL."""
-    return is_written(name)
-
-
 def _fetch(address: Address, force: bool, on_progress: Callable[[Progress], None] | None) -> Path:
     commit, listed = _list(address)
     choice = choose(address.repository, listed)

@@ -22,6 +22,7 @@ from lwm_core.formats.streaming import StreamingFile
 from lwm_core.formats.torch_bin import TorchFiles
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
+from lwm_core.hub.address import is_written
 from lwm_core.tensor_files import TensorFiles, read_json
 from lwm_core.vocabulary import AnyTokenizer, load_tokenizer
 from lwm_core.weights import Weights
@@ -70,9 +71,7 @@ def find_model(name: str) -> Path:
         return Path(name)
     if card is None and (name.startswith((".", "/", "~")) or name.endswith("/")):
         raise ModelNotFound(f"{name}: there is no such file or directory")
-    wanted = (
-        name if card is None and download.is_repository(name) else registry.get(name).aliases[0]
-    )
+    wanted = name if card is None and is_written(name) else registry.get(name).aliases[0]
     raise ModelNotFound(f"{wanted} is not here yet; fetch it with: lwm download {wanted}")
 
 

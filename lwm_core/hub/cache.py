@@ -6,9 +6,9 @@ links file names to them; `refs/` says which commit a branch or tag is.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
+from lwm_core.atomic import free_bytes
 from lwm_core.errors import DownloadError
 from lwm_core.hub.address import Address
 from lwm_core.hub.choice import is_whole
@@ -40,8 +40,7 @@ def snapshot_of(address: Address) -> Path | None:
 def check_space(repository: str, needed: int) -> None:
     """Make sure that `needed` bytes find room in the cache. Raises DownloadError if not."""
     cache = root()
-    existing = next(path for path in (cache, *cache.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_bytes(cache)
     if needed > free:
         raise DownloadError(
             f"{repository} needs {needed / 1e9:.1f} GB more and {cache} has {free / 1e9:.1f} GB "

@@ -16,6 +16,7 @@ from lwm_core.config import END_MARKERS, ModelConfig
 from lwm_core.data.lessons import Lessons
 from lwm_core.data.prose import read_prose
 from lwm_core.errors import ConfigError
+from lwm_core.tokenizer import FILE as TOKENIZER
 from lwm_core.tokenizer import Tokenizer, train_tokenizer
 from lwm_core.tokens import SYSTEM, FrameLayout
 from lwm_core.train.language import LanguageState, fresh_params, language_step
@@ -154,8 +155,8 @@ def _tokenizer(
     A run that `begins` trains it anew: one that lies there may be of another recipe.
     """
     if source:
-        return source / checkpoint.TOKENIZER
-    path = output / checkpoint.TOKENIZER
+        return source / TOKENIZER
+    path = output / TOKENIZER
     if begins:
         output.mkdir(parents=True, exist_ok=True)
         train_tokenizer(_texts(prose), path, recipe.tokenizer)
