@@ -398,6 +398,21 @@ def test_lwm_jax_unscanned_and_training_state_are_the_same(reference: Path, tmp_
         np.testing.assert_array_equal(tensors[name], tensor)
 
 
+def test_lwm_jax_with_layers_second(reference: Path, tmp_path: Path) -> None:
+    """The original can scan over the second axis; the norms show it."""
+    scanned = reference / "text_a/streaming_params"
+    turned = {
+        keys: tensor.swapaxes(0, 1) if "scan_decoder" in keys else tensor
+        for keys, tensor in read_streaming(scanned).items()
+    }
+    path = write_streaming(tmp_path / "f", turned)
+    expected = load_lwm_jax(scanned, heads=4)
+    config, tensors = load_lwm_jax(path, heads=4)
+    assert config == expected[0]
+    for name, tensor in expected[1].items():
+        np.testing.assert_array_equal(tensors[name], tensor)
+
+
 def test_lwm_jax_refuses_other_models(reference: Path, tmp_path: Path) -> None:
     stored = read_streaming(reference / "text_a/streaming_params")
     embedding = ("transformer", "wte", "embedding")

@@ -93,9 +93,11 @@ class LwmJaxWeights:
 
     def _of_layer(self, kind: str, layer: int) -> np.ndarray:
         stack, own = _places(kind, layer)
-        if stack in self._arrays:
-            return self._arrays[stack].read(layer)
-        return self._arrays[own].read()
+        if stack not in self._arrays:
+            return self._arrays[own].read()
+        if self._layer_axis:
+            return self._arrays[stack].read()[:, layer]
+        return self._arrays[stack].read(layer)
 
     def _holds_training_state(self) -> bool:
         return any(keys[: len(TRAINING_STATE)] == TRAINING_STATE for keys in self._file.paths)
@@ -105,6 +107,7 @@ class LwmJaxWeights:
         text_vocab, hidden = _shape(self._arrays[TABLES["embed"][0]], 2, TABLES["embed"][0])
         vision = self._arrays.get(TABLES["embed"][1])
         vision_vocab = _shape(vision, 2, TABLES["embed"][1])[0] if vision else 0
+        self._layer_axis = self._find_layer_axis(hidden)
         layers = self._count_layers()
         width, keys, inner = (self._layer_shape(kind, axes=2)[1] for kind in ("wq", "wk", "w_gate"))
         if not min(text_vocab, hidden, layers, width, inner):
@@ -136,17 +139,24 @@ class LwmJaxWeights:
             norm_eps=sizes.norm_eps,
         )
 
+    def _find_layer_axis(self, hidden: int) -> int:
+        """Where stacks count layers: mostly first; second where norms are `[D, L]`."""
+        stack, _ = _places("attention_norm", 0)
+        shape = self._arrays[stack].shape if stack in self._arrays else ()
+        return int(shape[:1] == (hidden,) != shape[1:])
+
     def _count_layers(self) -> int:
         stack, _ = _places("wq", 0)
         if stack in self._arrays:
-            return _shape(self._arrays[stack], 3, stack)[0]
+            return _shape(self._arrays[stack], 3, stack)[self._layer_axis]
         return max(1, sum(name.endswith(f"/{KERNELS['wq']}/kernel") for name in self._arrays))
 
     def _layer_shape(self, kind: str, axes: int) -> tuple[int, ...]:
         """The shape of the first layer's tensor of a kind, as it is stored."""
         stack, own = _places(kind, 0)
         if stack in self._arrays:
-            return _shape(self._arrays[stack], axes + 1, stack)[1:]
+            shape = _shape(self._arrays[stack], axes + 1, stack)
+            return shape[: self._layer_axis] + shape[self._layer_axis + 1 :]
         return _shape(self._arrays[own], axes, own)
 
     def _check(self) -> None:
@@ -154,6 +164,8 @@ class LwmJaxWeights:
         expected = stored_shapes(self.config, stacked=_places("wq", 0)[0] in self._arrays)
         for name, shape in expected.items():
             found = self._arrays[name].shape
+            if self._layer_axis and name.startswith(STACK):
+                found = (found[1], found[0], *found[2:])
             if found != shape:
                 raise ValueError(f"{name} has shape {found}, expected {shape}")
         if more := self._arrays.keys() - expected.keys():
