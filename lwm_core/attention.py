@@ -121,29 +121,112 @@ def blockwise(
     The queries of the heads that share a key head are rows of one matrix, so every product is a
     plain matrix product. Raises NotImplementedError for few queries, where `dense` is better.
     """
-    batch, length, heads, size = q.shape
-    if length <= DENSE_LIMIT:
+    if q.shape[1] <= DENSE_LIMIT:
         raise NotImplementedError(f"blockwise attention serves more than {DENSE_LIMIT} queries")
-    if block is None:
-        block = min(max(k.shape[1] // 4 // 128 * 128, 128), 512)
-    group = heads // k.shape[2]
-    q_rows = q.reshape(batch, length, k.shape[2], group, size).transpose(0, 2, 1, 3, 4)
-    q_rows = _blocks(q_rows.reshape(batch, k.shape[2], length * group, size), 2, block)
-    k_rows, v_rows = (_blocks(x.transpose(0, 2, 1, 3), 2, block) for x in (k, v))
-    q_marks = Places(*(_blocks(jnp.repeat(x, group, axis=1), 1, block) for x in q_places))
-    k_marks = Places(*(_blocks(x, 1, block) for x in k_places))
+    return attend_blocks(q, k, v, q_places, k_places, block)
 
+
+def attend_blocks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_places: Places,
+    k_places: Places,
+    block: int | None = None,
+) -> Attended:
+    """As `blockwise`, for any number of queries."""
+    layout = _Layout.of(q, k, block)
+    rows = layout.rows(q), layout.keys(k), layout.keys(v)
+    out, lse = _over_heads(_attend_blocks)(*rows, *layout.marks(q_places, k_places))
+    return Attended(layout.heads(out), layout.heads(lse[..., None])[..., 0])
+
+
+def gradients(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_places: Places,
+    k_places: Places,
+    attended: Attended,
+    d_out: jax.Array,
+    d_lse: jax.Array,
+    block: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a part of the keys adds to the gradients of q, and the gradients of that part.
+
+    `attended` is the result over all keys, whose log-sum-exp makes the weights of this part, so
+    that parts can be added in any order, as on a ring (Liu et al. 2023). All float32.
+    """
+    layout = _Layout.of(q, k, block)
+    rows = layout.rows(q), layout.keys(k), layout.keys(v)
+    lse, d_lse = (layout.rows(x[..., None])[..., 0] for x in (attended.lse, d_lse))
+    results = _over_heads(_gradients_of_blocks)(
+        *rows,
+        layout.rows(attended.out),
+        lse,
+        layout.rows(d_out),
+        d_lse,
+        *layout.marks(q_places, k_places),
+    )
+    return layout.heads(results[0]), layout.tokens(results[1]), layout.tokens(results[2])
+
+
+class _Layout(NamedTuple):
+    """How `[B, T, N, H]` lies in blocks: the queries of the heads that share a key head are rows
+    of one matrix, `[B, K, blocks, block, H]`."""
+
+    length: int
+    keys_length: int
+    heads_of_keys: int
+    group: int
+    block: int
+
+    @classmethod
+    def of(cls, q: jax.Array, k: jax.Array, block: int | None) -> _Layout:
+        """The layout for these queries and keys."""
+        block = block or min(max(k.shape[1] // 4 // 128 * 128, 128), 512)
+        return cls(q.shape[1], k.shape[1], k.shape[2], q.shape[2] // k.shape[2], block)
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """`[B, T, N, H]` as rows."""
+        batch, length, _, size = x.shape
+        x = x.reshape(batch, length, self.heads_of_keys, self.group, size).transpose(0, 2, 1, 3, 4)
+        return _blocks(x.reshape(batch, self.heads_of_keys, -1, size), 2, self.block)
+
+    def keys(self, x: jax.Array) -> jax.Array:
+        """`[B, S, K, H]` as rows."""
+        return _blocks(x.transpose(0, 2, 1, 3), 2, self.block)
+
+    def marks(self, q_places: Places, k_places: Places) -> tuple[Places, Places]:
+        """The places of rows and keys, `[B, blocks, block]`."""
+        q_marks = (_blocks(jnp.repeat(x, self.group, axis=1), 1, self.block) for x in q_places)
+        k_marks = (_blocks(x, 1, self.block) for x in k_places)
+        return Places(*q_marks), Places(*k_marks)
+
+    def heads(self, rows: jax.Array) -> jax.Array:
+        """Rows as `[B, T, N, H]`: the inverse of `rows`."""
+        batch, size = rows.shape[0], rows.shape[-1]
+        rows = rows.reshape(batch, self.heads_of_keys, -1, size)[:, :, : self.length * self.group]
+        rows = rows.reshape(batch, self.heads_of_keys, self.length, self.group, size)
+        return rows.transpose(0, 2, 1, 3, 4).reshape(batch, self.length, -1, size)
+
+    def tokens(self, rows: jax.Array) -> jax.Array:
+        """Rows of keys as `[B, S, K, H]`: the inverse of `keys`."""
+        batch, size = rows.shape[0], rows.shape[-1]
+        rows = rows.reshape(batch, self.heads_of_keys, -1, size)[:, :, : self.keys_length]
+        return rows.transpose(0, 2, 1, 3)
+
+
+def _over_heads(function: Callable) -> Callable:
+    """A function of one head's rows over rows and key heads; the last two arguments are marks."""
     # On a CPU a head at a time stays in cache; elsewhere all heads at once fill the device.
     over = _loop if jax.default_backend() == "cpu" else jax.vmap
-    heads_of_row = over(_attend_blocks, in_axes=(0, 0, 0, None, None))
-    out, lse = over(heads_of_row, in_axes=0)(q_rows, k_rows, v_rows, q_marks, k_marks)
 
-    rows = length * group
-    out = out.reshape(batch, k.shape[2], -1, size)[:, :, :rows]
-    lse = lse.reshape(batch, k.shape[2], -1)[:, :, :rows]
-    out = out.reshape(batch, k.shape[2], length, group, size).transpose(0, 2, 1, 3, 4)
-    lse = lse.reshape(batch, k.shape[2], length, group).transpose(0, 2, 1, 3)
-    return Attended(out.reshape(q.shape), lse.reshape(batch, length, heads))
+    def mapped(*args: object) -> object:
+        axes = (0,) * (len(args) - 2) + (None, None)
+        return over(over(function, in_axes=axes), in_axes=0)(*args)
+
+    return mapped
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., Attended]] = {"blockwise": blockwise, "dense": dense}
@@ -242,9 +325,23 @@ def _attend_blocks_forward(*args: object) -> tuple:
 
 
 def _attend_blocks_backward(saved: tuple, cotangents: tuple) -> tuple:
-    """Gradients with the scores of a block pair made again from the global log-sum-exp."""
     q, k, v, q_marks, k_marks, out, lse = saved
-    d_out, d_lse = cotangents
+    dq, dk, dv = _gradients_of_blocks(q, k, v, out, lse, *cotangents, q_marks, k_marks)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
+
+
+def _gradients_of_blocks(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    out: jax.Array,
+    lse: jax.Array,
+    d_out: jax.Array,
+    d_lse: jax.Array,
+    q_marks: Places,
+    k_marks: Places,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients, float32, with the scores of a block pair made again from the log-sum-exp."""
     scale = q.shape[-1] ** -0.5
     # Each score's gradient is weight * (d_weight - shift): the softmax's own term and that of lse.
     shift = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1) - d_lse
@@ -272,11 +369,11 @@ def _attend_blocks_backward(saved: tuple, cotangents: tuple) -> tuple:
 
         start = (jnp.zeros(q_block.shape, jnp.float32), *sums)
         (dq, dk, dv), _ = lax.scan(step, start, (reach, jnp.arange(k.shape[0])))
-        return (dk, dv), dq.astype(q.dtype)
+        return (dk, dv), dq
 
     start = (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32))
     (dk, dv), dq = lax.scan(one_block, start, (q, d_out, q_marks, lse, shift, reachable))
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
+    return dq, dk, dv
 
 
 _attend_blocks.defvjp(_attend_blocks_forward, _attend_blocks_backward)

@@ -22,7 +22,7 @@ LAYERS = (
     {"errors", "types", "wording", "backend"},
     {"config", "registry", "atomic"},
     {"layers", "attention", "tokenizer", "tensor_files", "world", "media"},
-    {"tokenizer_json"},
+    {"tokenizer_json", "ring"},
     {"vocabulary", "chat_templates"},
     {"tokens", "transformer", "vqgan", "sampling", "hub"},
     {"weights"},
