@@ -326,7 +326,8 @@ def _attend_blocks_forward(*args: object) -> tuple:
 
 def _attend_blocks_backward(saved: tuple, cotangents: tuple) -> tuple:
     q, k, v, q_marks, k_marks, out, lse = saved
-    dq, dk, dv = _gradients_of_blocks(q, k, v, out, lse, *cotangents, q_marks, k_marks)
+    d_out, d_lse = cotangents
+    dq, dk, dv = _gradients_of_blocks(q, k, v, out, lse, d_out, d_lse, q_marks, k_marks)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
