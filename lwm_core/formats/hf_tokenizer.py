@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from lwm_core.config import ModelConfig
 from lwm_core.tensor_files import write_json
 from lwm_core.tokenizer import SPACE, Kind, Tokenizer
+from lwm_core.tokenizer_json import FILE, SETTINGS
 
 END_OF_FRAME = "<|end_of_frame|>"
 END_OF_VISION = "<|end_of_vision|>"
@@ -23,11 +24,11 @@ END_OF_VISION = "<|end_of_vision|>"
 def write_fast_tokenizer(folder: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` into a model directory."""
     fast = fast_tokenizer(tokenizer, config)
-    fast.save(str(folder / "tokenizer.json"))
+    fast.save(str(folder / FILE))
     begin, end = (tokenizer.pieces[one].text for one in (tokenizer.bos_id, tokenizer.eos_id))
     unknown = next(piece.text for piece in tokenizer.pieces if piece.kind is Kind.UNKNOWN)
     write_json(
-        folder / "tokenizer_config.json",
+        folder / SETTINGS,
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": begin,
