@@ -29,6 +29,7 @@ import numpy as np
 from lwm_core import backend, transformer
 from lwm_core.config import ModelConfig
 from lwm_core.decode import generate
+from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
 from lwm_core.media import write_video
 from lwm_core.mesh import device_line, make_mesh
@@ -111,10 +112,10 @@ def one_row(ids: np.ndarray) -> Tokens:
 
 def time_forward(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
     """One pass without a cache; logits of every token."""
-    forward = jax.jit(partial(transformer.forward, config=model.config, dtype=model.dtype))
     tokens = one_row(random_ids(model.config, lengths.whole))
-    took = seconds(lambda: clocked(lambda: forward(model.params, tokens=tokens)), repeats)
-    return Figure("forward", model.dtype.name, lengths.whole / took)
+    args = model.params, model.config, tokens, model.how
+    took = seconds(lambda: clocked(lambda: transformer.forward(*args)), repeats)
+    return Figure("forward", model.how.dtype.name, lengths.whole / took)
 
 
 def answer(model: LoadedModel, prompt: int, count: int) -> Iterator[np.ndarray]:
@@ -127,7 +128,7 @@ def answer(model: LoadedModel, prompt: int, count: int) -> Iterator[np.ndarray]:
 def time_prefill(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
     """A prompt into the cache, chunk by chunk, and one token behind it."""
     took = seconds(lambda: clocked(lambda: list(answer(model, lengths.whole, 1))), repeats)
-    return Figure("prefill", model.dtype.name, lengths.whole / took)
+    return Figure("prefill", model.how.dtype.name, lengths.whole / took)
 
 
 def time_decode(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
@@ -142,7 +143,7 @@ def time_decode(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
 
     took = seconds(seconds_per_token, repeats)
     context = lengths.before + lengths.decoded // 2
-    return Figure("decode", model.dtype.name, 1 / took, bytes_read(model, context))
+    return Figure("decode", model.how.dtype.name, 1 / took, bytes_read(model, context))
 
 
 def bytes_read(model: LoadedModel, context: int) -> float:
@@ -150,14 +151,14 @@ def bytes_read(model: LoadedModel, context: int) -> float:
     config = model.config
     weights = transformer.count_parameters(config) - config.vocab * config.hidden
     cached = 2 * config.layers * config.kv_heads * config.head_dim * context
-    return float((weights + cached) * model.dtype.itemsize)
+    return float((weights + cached) * model.how.dtype.itemsize)
 
 
 def time_train(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
     """One step of AdamW on one row; weights stay float32, `dtype` is that of computation."""
     config = model.config
     optimizer = make_optimizer(OptimizerConfig("adamw"), steps=1000)
-    step = jax.jit(partial(language_step, config, optimizer, model.dtype), donate_argnums=0)
+    step = jax.jit(partial(language_step, config, optimizer, model.how), donate_argnums=0)
     params = transformer.init(config, jax.random.key(0))
     state = LanguageState(jnp.int32(0), params, optimizer.init(params))
     row = one_row(random_ids(config, lengths.whole))
@@ -171,7 +172,7 @@ def time_train(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
         return state, metrics
 
     took = seconds(lambda: clocked(one_step), repeats)
-    return Figure("train", model.dtype.name, lengths.whole / took)
+    return Figure("train", model.how.dtype.name, lengths.whole / took)
 
 
 TIMERS = {
@@ -191,9 +192,7 @@ def random_model(config: ModelConfig, dtype: str) -> LoadedModel:
         params=jax.tree.map(lambda weight: weight.astype(dtype), params),
         tokenizer=None,  # type: ignore[arg-type]
         vqgan=None,
-        mesh=make_mesh(),
-        dtype=jnp.dtype(dtype),
-        attention="auto",
+        how=Execution(make_mesh(), jnp.dtype(dtype)),
         defaults={},
     )
 

@@ -16,9 +16,11 @@ from lwm_core import checkpoint, transformer, vqgan
 from lwm_core.atomic import free_bytes
 from lwm_core.config import OriginalSizes
 from lwm_core.errors import OutputError, UsageError
+from lwm_core.execution import Execution
 from lwm_core.formats.hf_tokenizer import write_fast_tokenizer
 from lwm_core.formats.lwm_jax import stored_shapes
 from lwm_core.formats.lwm_jax_writer import write_streaming, write_vqgan_pickle
+from lwm_core.mesh import make_mesh
 from lwm_core.source import ORIGINAL_IMAGE, STREAMS, Source, open_source
 from lwm_core.tensor_files import write_json
 from lwm_core.tokenizer import Tokenizer
@@ -182,7 +184,8 @@ def logits(source: Source, ids: np.ndarray, rounded: np.dtype | None = None) -> 
     tensors = read_stacked(source.weights, source.config, rounded)
     params = transformer.nest({name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors})
     tokens = Tokens(ids, np.arange(ids.shape[1], dtype=np.int32)[None], np.ones_like(ids))
-    return np.asarray(transformer.forward(params, source.config, tokens)[0])
+    here = Execution(make_mesh())
+    return np.asarray(transformer.forward(params, source.config, tokens, here))
 
 
 def _check_space(dst: Path, needed: int) -> None:

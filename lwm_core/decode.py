@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from lwm_core.cache import empty_cache
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ContextTooLong
+from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
 from lwm_core.sampling import Sampling, draw_tokens, guide
 from lwm_core.tokens import FrameLayout, pad_left
-from lwm_core.transformer import Params, empty_cache, hidden_states, logits_of
+from lwm_core.transformer import Params, read
 from lwm_core.types import KVCache, Progress, Tokens
 
 Modality = Literal["text", "vision"]
@@ -54,7 +56,7 @@ def id_range(config: ModelConfig, modality: Modality) -> slice:
     return slice(config.text_vocab, config.vocab)
 
 
-@partial(jax.jit, static_argnames=("config", "modality", "dtype", "attention"), donate_argnums=2)
+@partial(jax.jit, static_argnames=("config", "modality", "how"), donate_argnums=2)
 def _prefill(
     params: Params,
     tokens: Tokens,
@@ -62,18 +64,15 @@ def _prefill(
     *,
     config: ModelConfig,
     modality: Modality,
-    dtype: jnp.dtype,
-    attention: str,
-) -> tuple[KVCache, jax.Array]:
+    how: Execution,
+) -> tuple[jax.Array, KVCache]:
     """One chunk of the prompts into the cache; logits after its last column."""
-    hidden, filled = hidden_states(params, config, tokens, cache, dtype=dtype, attention=attention)
-    assert filled is not None  # one went in
-    return filled, logits_of(params, hidden[:, -1], id_range(config, modality))
+    return read(params, config, tokens, cache, how, id_range(config, modality))
 
 
 @partial(
     jax.jit,
-    static_argnames=("config", "modality", "sampling", "dtype", "attention", "stops"),
+    static_argnames=("config", "modality", "sampling", "how", "stops"),
     donate_argnums=1,
 )
 def _decode(
@@ -84,8 +83,7 @@ def _decode(
     config: ModelConfig,
     modality: Modality,
     sampling: Sampling,
-    dtype: jnp.dtype,
-    attention: str,
+    how: Execution,
     stops: bool,
 ) -> tuple[DecodeState, jax.Array]:
     """Draw up to `count` tokens, ids int32 `[n, DECODE_CHUNK]`; `stops`: a row ends at its end id.
@@ -116,11 +114,7 @@ def _decode(
         done = state.done | ((token == config.eos_id) & stops)
         fed = jnp.tile(token, 2) if guided else token
         tokens = Tokens(fed[:, None], state.position[:, None], jnp.ones_like(fed)[:, None])
-        hidden, cache = hidden_states(
-            params, config, tokens, state.cache, dtype=dtype, attention=attention
-        )
-        assert cache is not None  # one went in
-        logits = logits_of(params, hidden[:, -1], allowed)
+        logits, cache = read(params, config, tokens, state.cache, how, allowed)
         drawn = state.drawn + 1
         state = DecodeState(cache, logits, state.position + 1, drawn, done, state.key)
         return step + 1, state, ids
@@ -170,8 +164,7 @@ def generate(
     static = {
         "config": model.config,
         "modality": modality,
-        "dtype": model.dtype,
-        "attention": model.attention,
+        "how": model.how,
     }
     cache, logits = _read(model, prompts, max_tokens, static, on_progress)
     guided = sampling.guidance != 1
@@ -216,10 +209,10 @@ def _read(
     length = -(-longest // chunk) * chunk
     padded = pad_left(prompts, length)
     slots = cache_slots(length + max_tokens)
-    cache = empty_cache(model.config, len(prompts), slots, model.dtype)
+    cache = empty_cache(model.config, len(prompts), slots, model.how.dtype)
     for start in range(0, length, chunk):
         tokens = Tokens(*(jnp.asarray(part[:, start : start + chunk]) for part in padded))
-        cache, logits = _prefill(model.params, tokens, cache, **static)
+        logits, cache = _prefill(model.params, tokens, cache, **static)
         if on_progress:
             on_progress(Progress("reading", min(start + chunk, length), length, "tokens"))
     return cache, logits

@@ -7,10 +7,13 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lwm_core.types import Array
 
+FF_BLOCK = 2048
+"""Tokens whose inner activations of a feed-forward layer exist at a time."""
 FEWEST_ROWS = 4
 """For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first."""
 
@@ -22,21 +25,29 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     The operands are in the dtype of `x`, forward and backward; sums and the weight's gradient are
     float32.
     """
-    weight, count = weight.astype(x.dtype), math.prod(x.shape[:-1])
-    few = x.dtype == jnp.bfloat16 and count < FEWEST_ROWS
-    if not few or jax.default_backend() != "cpu":
-        return _contract(x, weight, (x.ndim - 1,), (1,))
+    weight = weight.astype(x.dtype)
+    few = x.dtype == jnp.bfloat16 and math.prod(x.shape[:-1]) < FEWEST_ROWS
+    if not few:
+        return _product(x, weight)
+    return lax.platform_dependent(x, weight, cpu=_padded_product, default=_product)
+
+
+def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    return _contract(x, weight, (x.ndim - 1,), (1,))
+
+
+def _padded_product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """The product of few rows as that of FEWEST_ROWS."""
+    count = math.prod(x.shape[:-1])
     rows = jnp.pad(x.reshape(count, x.shape[-1]), ((0, FEWEST_ROWS - count), (0, 0)))
-    return _contract(rows, weight, (1,), (1,))[:count].reshape(*x.shape[:-1], weight.shape[0])
+    return _product(rows, weight)[:count].reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _contract(
     x: jax.Array, y: jax.Array, x_axes: tuple[int, ...], y_axes: tuple[int, ...]
 ) -> jax.Array:
     """Product over some axes of each, summed in float32."""
-    return jax.lax.dot_general(
-        x, y, ((x_axes, y_axes), ((), ())), preferred_element_type=jnp.float32
-    )
+    return lax.dot_general(x, y, ((x_axes, y_axes), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _product_forward(x: jax.Array, weight: jax.Array) -> tuple:
@@ -45,16 +56,32 @@ def _product_forward(x: jax.Array, weight: jax.Array) -> tuple:
 
 def _product_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, weight = saved
+    d_x, d_weight = product_gradients(x, weight, cotangent)
+    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+
+
+def product_gradients(
+    x: jax.Array, weight: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Gradients of `product`, float32: of `x [..., in]` and of the weight `[out, in]`."""
     cotangent = cotangent.astype(x.dtype)
-    d_x = _contract(cotangent, weight.astype(x.dtype), (x.ndim - 1,), (0,)).astype(x.dtype)
-    return d_x, _weight_gradient(cotangent, x).astype(weight.dtype)
+    d_x = _contract(cotangent, weight.astype(x.dtype), (x.ndim - 1,), (0,))
+    return d_x, _weight_gradient(cotangent, x)
 
 
 def _weight_gradient(cotangent: jax.Array, x: jax.Array) -> jax.Array:
     """Sum over all rows of the outer products of `cotangent [..., out]` and `x [..., in]`."""
-    if jax.default_backend() != "cpu":
-        rows = tuple(range(x.ndim - 1))
-        return _contract(cotangent, x, rows, rows)
+    return lax.platform_dependent(
+        cotangent, x, cpu=_weight_gradient_on_cpu, default=_sum_of_outer_products
+    )
+
+
+def _sum_of_outer_products(cotangent: jax.Array, x: jax.Array) -> jax.Array:
+    rows = tuple(range(x.ndim - 1))
+    return _contract(cotangent, x, rows, rows)
+
+
+def _weight_gradient_on_cpu(cotangent: jax.Array, x: jax.Array) -> jax.Array:
     # XLA's CPU backend is fast over one axis of rows only. It sums bfloat16 over rows at a quarter
     # of the speed, unless it has to lay the transposed operand out anew.
     cotangent, x = (part.reshape(-1, part.shape[-1]) for part in (cotangent, x))
@@ -70,11 +97,17 @@ product.defvjp(_product_forward, _product_backward)
 @jax.custom_vjp
 def lookup(table: jax.Array, ids: Array) -> jax.Array:
     """Rows of a table `[n, D]` by their numbers `[...]`: `[..., D]`."""
-    if jax.default_backend() == "cpu" and table.dtype == jnp.bfloat16:
-        # XLA's CPU backend makes a whole table of bfloat16 float32 first, but not one of integers.
-        bits = jax.lax.bitcast_convert_type(table, jnp.uint16)
-        return jax.lax.bitcast_convert_type(bits[ids], jnp.bfloat16)
-    return table[ids]
+    if table.dtype != jnp.bfloat16:
+        return table[ids]
+    return lax.platform_dependent(
+        table, ids, cpu=_lookup_bits, default=lambda table, ids: table[ids]
+    )
+
+
+def _lookup_bits(table: jax.Array, ids: Array) -> jax.Array:
+    # XLA's CPU backend makes a whole table of bfloat16 float32 first, but not one of integers.
+    bits = lax.bitcast_convert_type(table, jnp.uint16)
+    return lax.bitcast_convert_type(bits[ids], jnp.bfloat16)
 
 
 def _lookup_forward(table: jax.Array, ids: Array) -> tuple:
@@ -97,7 +130,7 @@ def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm (Zhang and Sennrich 2019) of the last axis, computed in float32."""
     x32 = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    scale = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (x32 * scale).astype(x.dtype) * weight.astype(x.dtype)
 
 
@@ -117,7 +150,7 @@ def _exact_product(x: jax.Array, high: np.ndarray, low: np.ndarray) -> jax.Array
     """`x * (high + low)` rounded once to float32, by Dekker's exact product (1971)."""
 
     def split(value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        top = jax.lax.reduce_precision(value, exponent_bits=8, mantissa_bits=11)
+        top = lax.reduce_precision(value, exponent_bits=8, mantissa_bits=11)
         return top, value - top
 
     rounded = x * high
@@ -136,31 +169,88 @@ def rope_tables(positions: Array, head_dim: int, theta: float) -> tuple[jax.Arra
     high = frequencies.astype(np.float32)
     low = (frequencies - high).astype(np.float32)
     angles = _exact_product(jnp.asarray(positions, jnp.float32)[..., None], high, low)
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    if jax.default_backend() != "cpu":
-        return cos, sin
+    tables = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     # XLA's CPU backend would compute them anew for every head of every layer; what comes out of a
     # product it keeps.
-    kept = jnp.concatenate([cos, sin], axis=-1) @ jnp.eye(head_dim, dtype=jnp.float32)
+    kept = lax.platform_dependent(
+        tables,
+        cpu=lambda tables: tables @ jnp.eye(head_dim, dtype=jnp.float32),
+        default=lambda tables: tables,
+    )
     return kept[..., : head_dim // 2], kept[..., head_dim // 2 :]
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate component j with component j + H/2 (Hugging Face's order) in float32.
 
-    `x [B, T, heads, H]`, tables `[B, T, H/2]`; returns the shape and dtype of `x`.
+    `x [B, heads, T, H]`, tables `[B, T, H/2]`; returns the shape and dtype of `x`.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
+    cos, sin = cos[:, None], sin[:, None]
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
 
+@jax.custom_vjp
 def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-    """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)`.
+    """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)`, like `x [..., D]`.
 
-    The gate is applied to the products' float32 sums: to round them first costs a CPU more than it
-    saves.
+    Inner activations exist for FF_BLOCK tokens at a time, in the backward pass too. The gate is
+    applied to the products' float32 sums: to round them first costs a CPU more than it saves.
     """
+    weights = [weight.astype(x.dtype) for weight in (gate, up, down)]
+    blocks = in_blocks(x, FF_BLOCK)
+    out = lax.map(lambda rows: _swiglu(rows, *weights), blocks)
+    return out_of_blocks(out, x.shape)
+
+
+def _swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
     inner = jax.nn.silu(product(x, gate)) * product(x, up)
     return linear(inner.astype(x.dtype), down)
+
+
+def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    x, *weights = saved
+    gate, up, down = (weight.astype(x.dtype) for weight in weights)
+
+    def one_block(sums: tuple, parts: tuple) -> tuple[tuple, jax.Array]:
+        rows, d_rows = parts
+        gated, raised = product(rows, gate), product(rows, up)
+        sigmoid = jax.nn.sigmoid(gated)
+        inner = (gated * sigmoid * raised).astype(x.dtype)
+        d_inner, d_down = product_gradients(inner, down, d_rows)
+        d_gated = d_inner * raised * sigmoid * (1 + gated * (1 - sigmoid))
+        from_gate, d_gate = product_gradients(rows, gate, d_gated)
+        from_up, d_up = product_gradients(rows, up, d_inner * gated * sigmoid)
+        more = d_gate, d_up, d_down
+        sums = tuple(one + other for one, other in zip(sums, more, strict=True))
+        return sums, (from_gate + from_up).astype(x.dtype)
+
+    zeros = tuple(jnp.zeros(weight.shape, jnp.float32) for weight in weights)
+    blocks = in_blocks(x, FF_BLOCK), in_blocks(cotangent, FF_BLOCK)
+    sums, d_x = lax.scan(one_block, zeros, blocks)
+    d_weights = (one.astype(weight.dtype) for one, weight in zip(sums, weights, strict=True))
+    return out_of_blocks(d_x, x.shape), *d_weights
+
+
+swiglu.defvjp(lambda *parts: (swiglu(*parts), parts), _swiglu_backward)
+
+
+def in_blocks(x: jax.Array, block: int, features: int = 1) -> jax.Array:
+    """The tokens of `x [..., *features]` as `[blocks, tokens, *features]`.
+
+    As many blocks of at most `block` tokens as it takes, all of one size, so that little or nothing
+    is filled up (with zeros); `features` counts the dimensions that are no tokens.
+    """
+    tokens = math.prod(x.shape[: x.ndim - features])
+    blocks = -(-tokens // block)
+    rows = x.reshape(tokens, *x.shape[x.ndim - features :])
+    rows = jnp.pad(rows, ((0, -tokens % blocks), *((0, 0),) * features))
+    return rows.reshape(blocks, -1, *rows.shape[1:])
+
+
+def out_of_blocks(blocks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `in_blocks`, for an array of this shape."""
+    rows = blocks.reshape(-1, *blocks.shape[2:])
+    tokens = math.prod(shape) // math.prod(blocks.shape[2:])
+    return rows[:tokens].reshape(shape)

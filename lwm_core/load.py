@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from lwm_core import backend, checkpoint, transformer
 from lwm_core.attention import check_implementation
 from lwm_core.chat_templates import LWM, ChatStyle
 from lwm_core.config import ModelConfig
 from lwm_core.errors import FormatError, TextOnly
-from lwm_core.mesh import device_line, make_mesh, missed_gpu, shardings
+from lwm_core.execution import Execution
+from lwm_core.mesh import device_line, make_mesh, missed_gpu
 from lwm_core.source import Source, open_source
 from lwm_core.tokens import FrameLayout
 from lwm_core.types import Progress
@@ -39,9 +39,7 @@ class LoadedModel:
     params: transformer.Params
     tokenizer: AnyTokenizer
     vqgan: VQGAN | None
-    mesh: Mesh
-    dtype: jnp.dtype
-    attention: str
+    how: Execution
     defaults: checkpoint.Habits
     style: ChatStyle = LWM
     assumed: tuple[str, ...] = ()
@@ -54,12 +52,12 @@ class LoadedModel:
     @property
     def device(self) -> str:
         """What it runs on, in words."""
-        return device_line(self.mesh)
+        return device_line(self.how.mesh)
 
     @property
     def hint(self) -> str | None:
         """A line about a GPU that is there and not used, or None."""
-        return missed_gpu(self.mesh)
+        return missed_gpu(self.how.mesh)
 
 
 def load_model(
@@ -89,7 +87,8 @@ def load_model(
     numpy_dtype = checkpoint.numpy_dtype(chosen)
     axes = ",".join(f"{axis}={size}" for axis, size in device_mesh.shape.items())
     LOG.info("%s in %s, on %s as %s", source.path, chosen, device_line(device_mesh), axes)
-    places = transformer.flatten(shardings(source.config, device_mesh))
+    how = Execution(device_mesh, jnp.dtype(numpy_dtype), attention)
+    places = transformer.flatten(transformer.shardings(source.config, how))
 
     def report(done: int, total: int) -> None:
         if on_progress:
@@ -105,9 +104,7 @@ def load_model(
         params=transformer.nest(tensors),
         tokenizer=source.tokenizer,
         vqgan=source.image,
-        mesh=device_mesh,
-        dtype=jnp.dtype(numpy_dtype),
-        attention=attention,
+        how=how,
         defaults=source.habits,
         style=source.style,
         assumed=source.assumed,

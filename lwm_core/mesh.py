@@ -1,4 +1,4 @@
-"""Devices as a mesh of four axes, and where each dimension of each tensor lies on it.
+"""Devices as a mesh of four axes.
 
 dp    whole copies of the model, each with rows of the batch of its own
 fsdp  weights cut up and gathered where they are used; more rows of the batch
@@ -16,26 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh
 
-from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError
-from lwm_core.transformer import Params, nest, parameters
 
 AXES = ("dp", "fsdp", "tp", "sp")
-
-RULES: dict[str, tuple[str, ...]] = {
-    "vocab": ("tp",),
-    "embed": ("fsdp", "sp"),
-    "heads": ("tp",),
-    "kv_heads": ("tp",),
-    "mlp": ("tp",),
-    "norm": (),
-    "layers": (),
-    "batch": ("dp", "fsdp"),
-    "sequence": ("sp",),
-}
-"""The mesh axes over which each logical axis is cut."""
 
 
 def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -82,28 +67,6 @@ def _fill(spec: str, sizes: dict[str, int], devices: int) -> dict[str, int]:
             f"mesh {spec!r}: {sums} = {product}, but it must be {wanted} the {devices} devices here"
         )
     return {name: devices // product if size == -1 else size for name, size in sizes.items()}
-
-
-def shardings(config: ModelConfig, mesh: Mesh) -> Params:
-    """Where each weight lies: a tree of NamedSharding like that of the parameters.
-
-    A dimension that the mesh does not divide stays whole; heads are never cut apart.
-    """
-    heads = {"heads": config.heads, "kv_heads": config.kv_heads}
-
-    def place(shape: tuple[int, ...], axes: tuple[str, ...]) -> NamedSharding:
-        cuts = []
-        for size, axis in zip(shape, axes, strict=True):
-            ways = math.prod(mesh.shape[name] for name in RULES[axis])
-            cuts.append(None if heads.get(axis, size) % ways else RULES[axis])
-        return NamedSharding(mesh, PartitionSpec(*cuts))
-
-    return nest({name: place(p.shape, p.axes) for name, p in parameters(config).items()})
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Where the arrays `[B, T]` of a batch lie; the mesh must divide them."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"], RULES["sequence"]))
 
 
 def device_line(mesh: Mesh) -> str:

@@ -1,25 +1,34 @@
 """RingAttention (Liu, Zaharia and Abbeel 2023): attention over a sequence that many devices share.
 
-Each device holds a shard of queries, keys and values. Keys and values travel the ring of the mesh
-axis `sp` while every device attends to what it holds, and partial results merge by their
-log-sum-exp; on the way back their gradients travel with them. Memory is one shard's, whatever the
-number of devices. What no query of a device can see is skipped by blocks, so the work is as even
-as the tokens are laid out: in zigzag order (`zigzag`) every device has an early and a late part.
+Each device holds a part of queries, keys and values. While it attends to the keys that it has, they
+travel on to the next device of the mesh axis `sp`, until everyone has seen all; on the way back
+their gradients travel with them. Memory is that of one part, whatever the number of devices. What
+no query of a device can see is skipped by blocks, so the work is as even as the tokens are laid
+out: in zigzag order (`zigzag`) every device has an early and a late part. On a ring of one device
+all this is ordinary attention.
+
+All functions are of one device's arrays, inside `jax.shard_map`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.ad_checkpoint import checkpoint_name
 
-from lwm_core.attention import MASKED, Attended, Places, attend_blocks, gradients, merge
+from lwm_core.kernels import dense
+from lwm_core.types import Attended, Places, Quantized
+
+Tree = TypeVar("Tree")
+
+SAVED = "attention"
+"""The name under which rematerialisation can keep what attention gave."""
 
 
 def zigzag(length: int, ways: int) -> np.ndarray:
@@ -35,87 +44,113 @@ def zigzag(length: int, ways: int) -> np.ndarray:
     return pairs.reshape(-1)
 
 
-def ring_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_places: Places,
-    k_places: Places,
-    *,
-    mesh: Mesh,
-    block: int | None = None,
-) -> Attended:
-    """What `attention.attend` computes, with sequences cut over the mesh axis `sp`.
+def pass_on(tree: Tree) -> Tree:
+    """What the device before this one on the ring holds."""
+    size = lax.axis_size("sp")
+    if size == 1:
+        return tree
+    onward = [(device, (device + 1) % size) for device in range(size)]
+    return jax.tree.map(lambda x: lax.ppermute(x, "sp", onward), tree)
 
-    Queries `[B, T, N, H]`, keys and values `[B, S, K, H]` and their places may come in any order.
-    Rows of the batch are cut over `dp` and `fsdp`, heads over `tp`; the mesh must divide T, S, B, N
-    and K. Blocks of `block` tokens are skipped or computed as a whole. The gradients are exact too.
-    """
-    heads = PartitionSpec(("dp", "fsdp"), "sp", "tp", None)
-    tokens = PartitionSpec(("dp", "fsdp"), "sp")
-    local = jax.shard_map(
-        partial(_ring, block),
-        mesh=mesh,
-        in_specs=(heads, heads, heads, tokens, tokens),
-        out_specs=(heads, PartitionSpec(("dp", "fsdp"), "sp", "tp")),
-        check_vma=False,
-    )
-    return Attended(*local(q, k, v, q_places, k_places))
+
+def nothing_seen(q: jax.Array) -> Attended:
+    """Attention of queries `[B, N, T, H]` to no keys at all."""
+    return Attended(jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], dense.MASKED))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _ring(
-    block: int | None,
+def ring_attention(
+    kernel: ModuleType,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     q_places: Places,
     k_places: Places,
-) -> tuple[jax.Array, jax.Array]:
-    """One device's part: its queries against all keys that come by."""
+) -> Attended:
+    """Attention of this device's queries to the keys of all devices, computed by a kernel.
 
-    def add(carried: tuple, sofar: Attended) -> tuple[tuple, Attended]:
-        k, v, k_places = carried
-        return carried, merge(sofar, attend_blocks(q, k, v, q_places, k_places, block))
+    `q [B, N, T, H]`, `k, v [B, K, S, H]` and their places are this device's part, in any order.
+    The output is in q's dtype. The gradients are exact too.
+    """
 
-    nothing = Attended(jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED))
-    _, attended = _around((k, v, k_places), nothing, add)
-    return attended.out.astype(q.dtype), attended.lse
+    def visit(state: tuple, _: None) -> tuple[tuple, None]:
+        keys, sofar = state
+        arriving = pass_on(keys)
+        return (arriving, kernel.attend(q, *keys[:2], q_places, keys[2], sofar)), None
+
+    state = (k, v, k_places), nothing_seen(q)
+    (_, attended), _ = lax.scan(visit, state, None, length=lax.axis_size("sp"))
+    return Attended(attended.out.astype(q.dtype), attended.lse)
 
 
-def _ring_forward(block: int | None, *args: Any) -> tuple:
-    out, lse = _ring(block, *args)
-    return (out, lse), (*args, out, lse)
+def _ring_forward(kernel: ModuleType, *args: Any) -> tuple[Attended, tuple]:
+    attended = Attended(*(checkpoint_name(x, SAVED) for x in ring_attention(kernel, *args)))
+    return attended, (*args, attended)
 
 
-def _ring_backward(block: int | None, saved: tuple, cotangents: tuple) -> tuple:
-    """Keys, values and their gradients go once around and are home again."""
-    q, k, v, q_places, k_places, out, lse = saved
+def _ring_backward(kernel: ModuleType, saved: tuple, cotangents: Attended) -> tuple:
+    """Keys and values go around once more; the sums of their gradients follow one step behind.
+
+    So both are on the way while a device works, and after the last step the sums are one device
+    short of home.
+    """
+    q, k, v, q_places, k_places, attended = saved
     d_out, d_lse = cotangents
+    products = d_out.astype(jnp.float32) * attended.out.astype(jnp.float32)
+    shift = products.sum(-1) - d_lse
 
-    def add(carried: tuple, dq: jax.Array) -> tuple[tuple, jax.Array]:
-        k, v, k_places, dk, dv = carried
-        attended = Attended(out, lse)
-        more = gradients(q, k, v, q_places, k_places, attended, d_out, d_lse, block)
-        return (k, v, k_places, dk + more[1], dv + more[2]), dq + more[0]
+    def visit(state: tuple, _: None) -> tuple[tuple, None]:
+        keys, sums, dq = state
+        arriving, sums = pass_on(keys), pass_on(sums)
+        dq, dk, dv = kernel.gradients(
+            q, *keys[:2], q_places, keys[2], attended.lse, shift, d_out, (dq, *nothing[1:])
+        )
+        return (arriving, (sums[0] + dk, sums[1] + dv), dq), None
 
-    zeros = [jnp.zeros(x.shape, jnp.float32) for x in (q, k, v)]
-    carried, dq = _around((k, v, k_places, *zeros[1:]), zeros[0], add)
-    dk, dv = carried[3:]
+    nothing = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    state = (k, v, k_places), nothing[1:], nothing[0]
+    (_, sums, dq), _ = lax.scan(visit, state, None, length=lax.axis_size("sp"))
+    dk, dv = pass_on(sums)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 
-_ring.defvjp(_ring_forward, _ring_backward)
+ring_attention.defvjp(_ring_forward, _ring_backward)
 
 
-def _around(carried: tuple, sofar: Any, add: Callable[[tuple, Any], tuple[tuple, Any]]) -> tuple:
-    """Send `carried` once around the ring; every device adds to it and to `sofar`."""
-    size = lax.axis_size("sp")
-    onward = [(device, (device + 1) % size) for device in range(size)]
+def visiting_attention(
+    kernel: ModuleType,
+    q: jax.Array,
+    k: jax.Array | Quantized,
+    v: jax.Array | Quantized,
+    q_places: Places,
+    k_places: Places,
+) -> Attended:
+    """As `ring_attention`, but the queries travel and the keys stay; without gradients.
 
-    def step(state: tuple, _: None) -> tuple[tuple, None]:
-        carried, sofar = add(*state)
-        return (jax.tree.map(lambda x: lax.ppermute(x, "sp", onward), carried), sofar), None
+    For a chunk of queries and many more keys, as in a cache (Yang et al. 2024, "pass-Q").
+    """
 
-    (carried, sofar), _ = lax.scan(step, (carried, sofar), None, length=size)
-    return carried, sofar
+    def visit(state: tuple, _: None) -> tuple[tuple, None]:
+        q, places, sofar = state
+        return pass_on((q, places, kernel.attend(q, k, v, places, k_places, sofar))), None
+
+    state = q, q_places, nothing_seen(q)
+    (_, _, attended), _ = lax.scan(visit, state, None, length=lax.axis_size("sp"))
+    return Attended(attended.out.astype(q.dtype), attended.lse)
+
+
+def gathered_attention(
+    q: jax.Array,
+    k: jax.Array | Quantized,
+    v: jax.Array | Quantized,
+    q_places: Places,
+    k_places: Places,
+) -> Attended:
+    """Attention of queries that all devices have to the keys of all, with a single collective."""
+    out, lse = dense.attend(q, k, v, q_places, k_places)
+    if lax.axis_size("sp") == 1:
+        return Attended(out, lse)
+    both = jnp.concatenate([out.astype(jnp.float32), lse[..., None]], axis=-1)
+    both = lax.all_gather(both, "sp")
+    merged = dense.merge(Attended(both[..., :-1], both[..., -1]))
+    return Attended(merged.out.astype(q.dtype), merged.lse)

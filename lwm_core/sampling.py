@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
-from lwm_core.attention import MASKED
 from lwm_core.errors import UsageError
+from lwm_core.kernels.dense import MASKED
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
 
-from lwm_core.attention import Places, attend
+from lwm_core.attention import attend
+from lwm_core.cache import cache_specs, remember, reserve
+from lwm_core.collectives import GATHERED, copy_to_tp, gather, sum_over_tp
 from lwm_core.config import ModelConfig
+from lwm_core.execution import Execution
 from lwm_core.layers import linear, lookup, product, rms_norm, rope_tables, rotate, swiglu
-from lwm_core.types import KVCache, Tokens
+from lwm_core.ring import SAVED, gathered_attention
+from lwm_core.types import Array, KVCache, Places, Tokens
 
 Params = dict[str, Any]
 
@@ -128,118 +134,194 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(math.prod(p.shape) for p in parameters(config).values())
 
 
-def empty_cache(
-    config: ModelConfig, batch: int, slots: int, dtype: jnp.dtype = jnp.float32
-) -> KVCache:
-    """A cache for `slots` tokens in each of `batch` rows."""
-    shape = (config.layers, batch, config.kv_heads, slots, config.head_dim)
-    places = jnp.zeros((batch, slots), jnp.int32)
-    zeros = jnp.zeros(shape, dtype)
-    return KVCache(zeros, jnp.zeros_like(zeros), places, jnp.zeros_like(places), jnp.int32(0))
+def specs(config: ModelConfig, how: Execution) -> Params:
+    """How each weight is cut over the mesh: a tree of PartitionSpec like that of the parameters.
+
+    The embedding dimension stays whole where the mesh does not divide it.
+    """
+    table = parameters(config).items()
+    return nest({name: how.spec(*p.axes, shape=p.shape) for name, p in table})
 
 
-def forward(
+def shardings(config: ModelConfig, how: Execution) -> Params:
+    """Where each weight lies: a tree of NamedSharding like that of the parameters."""
+    return jax.tree.map(how.sharding, specs(config, how))
+
+
+@partial(jax.jit, static_argnames=("config", "how"))
+def forward(params: Params, config: ModelConfig, tokens: Tokens, how: Execution) -> jax.Array:
+    """Logits, float32 `[B, T, V]`, of `tokens` `[B, T]`; the mesh must divide T."""
+
+    def local(params: Params, tokens: Tokens) -> jax.Array:
+        hidden, _ = hidden_states(params, config, tokens, how)
+        return logits_of(params, config, hidden, how)
+
+    cut = how.spec("rows", "sequence", shape=tokens.ids.shape)
+    run = how.spread(local, (specs(config, how), cut), cut)
+    return run(params, tokens)
+
+
+def read(
     params: Params,
     config: ModelConfig,
     tokens: Tokens,
-    cache: KVCache | None = None,
-    *,
-    dtype: jnp.dtype = jnp.float32,
-    attention: str = "auto",
-) -> tuple[jax.Array, KVCache | None]:
-    """Logits, float32 `[B, T, V]`, of `tokens` `[B, T]` that see each other and the cache."""
-    hidden, cache = hidden_states(params, config, tokens, cache, dtype=dtype, attention=attention)
-    return logits_of(params, hidden), cache
+    cache: KVCache,
+    how: Execution,
+    ids: slice = slice(None),
+) -> tuple[jax.Array, KVCache]:
+    """Logits after the last of `tokens` `[B, T]` and the cache with them in it.
+
+    The logits, float32 `[B, n]`, are those of the ids in a range. The tokens see each other and
+    what is in the cache. The devices of `sp` share the tokens if there are more than one; they must
+    divide them then, and those that the cache holds already.
+    """
+    rows, length = tokens.ids.shape
+    sequence = None if length == 1 else "sequence"
+
+    def local(params: Params, tokens: Tokens, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        hidden, cache = hidden_states(params, config, tokens, how, cache, shared=length > 1)
+        last = hidden[:, -1:]
+        if length > 1:
+            last = lax.all_gather(last, "sp", axis=1, tiled=True)[:, -1:]
+        return logits_of(params, config, last, how, ids)[:, 0], cache
+
+    cut = how.spec("rows", sequence, shape=(rows, length))
+    cached = cache_specs(how, rows)
+    run = how.spread(local, (specs(config, how), cut, cached), (PartitionSpec(cut[0]), cached))
+    return run(params, tokens, cache)
 
 
 def hidden_states(
     params: Params,
     config: ModelConfig,
     tokens: Tokens,
+    how: Execution,
     cache: KVCache | None = None,
     *,
-    dtype: jnp.dtype = jnp.float32,
-    attention: str = "auto",
+    shared: bool = True,
 ) -> tuple[jax.Array, KVCache | None]:
-    """Output of the last norm, `[B, T, D]` in `dtype`, and the cache with the new keys in it."""
-    x = lookup(params["embed"], tokens.ids).astype(dtype)
+    """Output of the last norm, `[B, T, D]` in `how.dtype`, and the cache with the new keys in it.
+
+    As all functions from here on it is of one device's arrays, inside `how.spread`. The devices of
+    `sp` have a part of the tokens each if they are `shared`, otherwise all have the same.
+    """
+    cut = specs(config, how)
+    x = _embed(gather(params["embed"], cut["embed"], how.dtype), config, tokens.ids)
     rope = rope_tables(tokens.positions, config.head_dim, config.rope_theta)
-    places = Places(tokens.positions, tokens.segments)
-    block: Callable = partial(_block, config, rope, places, attention)
+    layer_specs = {name: PartitionSpec(*spec[1:]) for name, spec in cut["layers"].items()}
+    block: Callable = partial(_block, config, how, layer_specs, rope, tokens.places, shared)
     # XLA's CPU backend copies the stacked weights in every step of a loop; unrolled it does not.
-    unroll = config.layers if jax.default_backend() == "cpu" else 1
+    unroll = config.layers if how.platform == "cpu" else 1
+    norm = gather(params["norm"], cut["norm"], how.dtype)
     if cache is None:
-        x, _ = jax.lax.scan(
-            lambda x, layer: (block(layer, x)[0], None), x, params["layers"], unroll=unroll
-        )
-        return rms_norm(x, params["norm"], config.norm_eps), None
+        x = _through_layers(block, params["layers"], x.astype(how.dtype), how, unroll)
+        return rms_norm(x, norm, config.norm_eps), None
 
     def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
         index, weights = layer
         return block(weights, *carry, index), None
 
     layers = (jnp.arange(config.layers), params["layers"])
-    (x, filled), _ = jax.lax.scan(step, (x, _reserve(cache, places)), layers, unroll=unroll)
-    filled = filled.replace(length=cache.length + tokens.ids.shape[1])
-    return rms_norm(x, params["norm"], config.norm_eps), filled
+    begun = x.astype(how.dtype), reserve(cache, tokens.places, shared=shared)
+    (x, filled), _ = lax.scan(step, begun, layers, unroll=unroll)
+    more = tokens.ids.shape[1] * (how.ways if shared else 1)
+    return rms_norm(x, norm, config.norm_eps), filled.replace(length=cache.length + more)
 
 
-def logits_of(params: Params, hidden: jax.Array, ids: slice = slice(None)) -> jax.Array:
+def logits_of(
+    params: Params,
+    config: ModelConfig,
+    hidden: jax.Array,
+    how: Execution,
+    ids: slice = slice(None),
+) -> jax.Array:
     """Logits of the ids in a static range, float32 `[..., n]`; text and vision are such ranges."""
-    head = params["head" if "head" in params else "embed"][ids]
-    return product(hidden, head)
+    head = head_of(params, config, how)
+    if head.shape[0] == config.vocab:
+        return product(hidden, head[ids])
+    logits = lax.all_gather(product(hidden, head), "tp", axis=hidden.ndim - 1, tiled=True)
+    return logits[..., ids]
 
 
-def _reserve(cache: KVCache, places: Places) -> KVCache:
-    """The cache with the places of the coming tokens entered, its keys still to be written."""
-    at = (0, cache.length)
-    return cache.replace(
-        positions=jax.lax.dynamic_update_slice(cache.positions, places.positions, at),
-        segments=jax.lax.dynamic_update_slice(cache.segments, places.segments, at),
+def head_of(params: Params, config: ModelConfig, how: Execution) -> jax.Array:
+    """What makes logits of the hidden states: `[V, D]`, or this device's part of the vocabulary."""
+    name = "embed" if config.tie_embeddings else "head"
+    return gather(params[name], specs(config, how)[name], how.dtype)
+
+
+def _embed(table: jax.Array, config: ModelConfig, ids: Array) -> jax.Array:
+    """Rows of the table `[V, D]`, or of this device's part of it: `[B, T, D]`."""
+    if table.shape[0] == config.vocab:
+        return lookup(table, ids)
+    ids = ids - lax.axis_index("tp") * table.shape[0]
+    inside = (ids >= 0) & (ids < table.shape[0])
+    rows = lookup(table, jnp.where(inside, ids, 0))
+    return sum_over_tp(jnp.where(inside[..., None], rows, 0))
+
+
+def _through_layers(
+    block: Callable, layers: Params, x: jax.Array, how: Execution, unroll: int
+) -> jax.Array:
+    """`x` through all layers, of which the backward pass keeps what `how.remat` says."""
+
+    def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
+        return block(layer, x)[0], None
+
+    policies = jax.checkpoint_policies
+    policy = {
+        "none": policies.save_anything_except_these_names(GATHERED),
+        "attention": policies.save_only_these_names(SAVED),
+    }.get(how.remat)
+    # Only what a loop has unrolled could be taken for computed already.
+    remember = partial(jax.checkpoint, prevent_cse=unroll > 1)
+    step = remember(step, policy=policy)
+    if how.remat != "full":
+        return lax.scan(step, x, layers, unroll=unroll)[0]
+    count = jax.tree.leaves(layers)[0].shape[0]
+    groups = min(
+        (n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(n * n - count)
     )
+    grouped = jax.tree.map(lambda w: w.reshape(groups, -1, *w.shape[1:]), layers)
+
+    def several(x: jax.Array, layers: Params) -> tuple[jax.Array, None]:
+        return lax.scan(step, x, layers, unroll=unroll)
+
+    return lax.scan(remember(several), x, grouped, unroll=unroll)[0]
 
 
 def _block(
     config: ModelConfig,
+    how: Execution,
+    cut: dict[str, PartitionSpec],
     rope: tuple[jax.Array, jax.Array],
     places: Places,
-    attention: str,
+    shared: bool,
     layer: Params,
     x: jax.Array,
     cache: KVCache | None = None,
     index: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input."""
-    batch, length, _ = x.shape
+    layer = {name: gather(weight, cut[name], how.dtype) for name, weight in layer.items()}
     with jax.named_scope("attention"):
-        h = rms_norm(x, layer["attention_norm"], config.norm_eps)
-        heads = (batch, length, -1, config.head_dim)
-        q = rotate(linear(h, layer["wq"]).reshape(heads), *rope)
-        k = rotate(linear(h, layer["wk"]).reshape(heads), *rope)
-        v = linear(h, layer["wv"]).reshape(heads)
-        k_places = places
-        if cache is not None and index is not None:
-            cache, k, v = _remember(cache, index, k, v)
-            k_places = Places(cache.positions, cache.segments)
-        out = attend(q, k, v, places, k_places, attention).out
-        x = x + linear(out.reshape(batch, length, -1), layer["wo"])
+        h = copy_to_tp(rms_norm(x, layer["attention_norm"], config.norm_eps))
+
+        def heads(name: str) -> jax.Array:
+            return linear(h, layer[name]).reshape(*x.shape[:2], -1, config.head_dim).swapaxes(1, 2)
+
+        q, k, v = rotate(heads("wq"), *rope), rotate(heads("wk"), *rope), heads("wv")
+        if cache is None or index is None:
+            out = attend(q, k, v, places, places, how).out
+        else:
+            cache, k, v = remember(cache, index, k, v, shared=shared)
+            if shared:
+                out = attend(q, k, v, places, cache.places, how, cached=True).out
+            else:
+                out = gathered_attention(q, k, v, places, cache.places).out
+        x = x + sum_over_tp(linear(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), layer["wo"]))
     with jax.named_scope("feed_forward"):
-        h = rms_norm(x, layer["mlp_norm"], config.norm_eps)
-        return x + swiglu(h, layer["w_gate"], layer["w_up"], layer["w_down"]), cache
-
-
-def _remember(
-    cache: KVCache, index: jax.Array, k: jax.Array, v: jax.Array
-) -> tuple[KVCache, jax.Array, jax.Array]:
-    """Write one layer's keys and values `[B, T, K, H]`; returns the layer's `[B, S, K, H]`."""
-    at = (index, 0, 0, cache.length, 0)
-    keys, values = (
-        jax.lax.dynamic_update_slice(whole, part.astype(whole.dtype).swapaxes(1, 2)[None], at)
-        for whole, part in ((cache.keys, k), (cache.values, v))
-    )
-    cache = cache.replace(keys=keys, values=values)
-    k, v = (whole[index].astype(k.dtype).swapaxes(1, 2) for whole in (keys, values))
-    return cache, k, v
+        h = copy_to_tp(rms_norm(x, layer["mlp_norm"], config.norm_eps))
+        return x + sum_over_tp(swiglu(h, layer["w_gate"], layer["w_up"], layer["w_down"])), cache
 
 
 def to_numpy(params: Params) -> dict[str, np.ndarray]:

@@ -12,12 +12,38 @@ have the same segment and the key's position is not later. Segment 0 is padding.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import struct
 
 Array = jax.Array | np.ndarray
+
+
+class Places(NamedTuple):
+    """Where tokens stand: positions and segments, int32 `[B, T]`. Segment 0 is padding."""
+
+    positions: Array
+    segments: Array
+
+
+class Attended(NamedTuple):
+    """Output `[B, N, T, H]` and its log-sum-exp, float32 `[B, N, T]`."""
+
+    out: jax.Array
+    lse: jax.Array
+
+
+class Quantized(NamedTuple):
+    """Numbers in 8 bits: `values` int8 `[..., H]`, and what to multiply them by, `[..., 1]`.
+
+    Every run of H numbers (a head's key or value of one token) has a float32 scale of its own, so
+    that tokens can be added one at a time.
+    """
+
+    values: jax.Array
+    scales: jax.Array
 
 
 class Tokens(struct.PyTreeNode):
@@ -27,19 +53,29 @@ class Tokens(struct.PyTreeNode):
     positions: Array
     segments: Array
 
+    @property
+    def places(self) -> Places:
+        """What decides who sees whom."""
+        return Places(self.positions, self.segments)
+
 
 class KVCache(struct.PyTreeNode):
     """Keys and values of every layer, `[L, B, K, S, H]`, with their places, int32 `[B, S]`.
 
     `length` (int32 scalar) counts the slots in use; free slots have segment 0, which no real
-    token sees.
+    token sees. Devices that share the slots fill up their parts side by side.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | Quantized
+    values: jax.Array | Quantized
     positions: jax.Array
     segments: jax.Array
     length: jax.Array
+
+    @property
+    def places(self) -> Places:
+        """What decides who sees whom."""
+        return Places(self.positions, self.segments)
 
 
 class Batch(struct.PyTreeNode):

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from lwm_core.attention import MASKED, Attended, Places, attend, blockwise, dense, merge, visible
+from lwm_core.attention import attend, check_implementation
 from lwm_core.errors import UsageError
+from lwm_core.execution import Execution
+from lwm_core.kernels import blockwise as in_blocks
+from lwm_core.kernels.dense import MASKED, merge, visible
+from lwm_core.kernels.dense import attend as dense
+from lwm_core.mesh import make_mesh
+from lwm_core.ring import ring_attention
+from lwm_core.types import Attended, Places
 
 BLOCK = 64
 
@@ -24,9 +33,9 @@ def queries_keys_values(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Two rows, heads of 8 components."""
     return (
-        normal(2, length, heads, 8, seed=0),
-        normal(2, keys, kv_heads, 8, seed=1),
-        normal(2, keys, kv_heads, 8, seed=2),
+        normal(2, heads, length, 8, seed=0),
+        normal(2, kv_heads, keys, 8, seed=1),
+        normal(2, kv_heads, keys, 8, seed=2),
     )
 
 
@@ -72,19 +81,19 @@ def naive(q, k, v, q_places: Places, k_places: Places) -> tuple[np.ndarray, np.n
     """One query and head after another, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out, lse = np.zeros_like(q), np.full(q.shape[:3], MASKED)
-    group = q.shape[2] // k.shape[2]
-    for row, at, head in np.ndindex(q.shape[:3]):
+    group = q.shape[1] // k.shape[1]
+    for row, head, at in np.ndindex(q.shape[:3]):
         seen = [
             key
-            for key in range(k.shape[1])
+            for key in range(k.shape[2])
             if k_places.segments[row, key] == q_places.segments[row, at] != 0
             and k_places.positions[row, key] <= q_places.positions[row, at]
         ]
         if seen:
-            scores = k[row, seen, head // group] @ q[row, at, head] / np.sqrt(q.shape[-1])
+            scores = k[row, head // group, seen] @ q[row, head, at] / np.sqrt(q.shape[-1])
             weights = np.exp(scores - scores.max())
-            out[row, at, head] = weights @ v[row, seen, head // group] / weights.sum()
-            lse[row, at, head] = np.log(weights.sum()) + scores.max()
+            out[row, head, at] = weights @ v[row, head // group, seen] / weights.sum()
+            lse[row, head, at] = np.log(weights.sum()) + scores.max()
     return out, lse
 
 
@@ -98,6 +107,32 @@ def test_dense_equals_softmax(layout: str) -> None:
     where = jax.tree.map(np.asarray, LAYOUTS[layout](80))
     parts = queries_keys_values(80, 80)
     assert_same(dense(*parts, where, where), naive(*parts, where, where))
+
+
+HERE = Execution(make_mesh())
+
+
+def on_one_device(function, *how):
+    """Functions of one device's arrays need a mesh around them, if only of one device."""
+
+    def run(*parts: object) -> Attended:
+        spread = HERE.spread(
+            lambda *parts: function(*parts, *how), PartitionSpec(), PartitionSpec()
+        )
+        return spread(*parts)
+
+    return run
+
+
+def blockwise(*parts: object) -> Attended:
+    return on_one_device(partial(ring_attention, BLOCKS))(*parts)
+
+
+class BLOCKS:
+    """The kernel in small blocks."""
+
+    attend = staticmethod(partial(in_blocks.attend, block=BLOCK))
+    gradients = staticmethod(partial(in_blocks.gradients, block=BLOCK))
 
 
 def test_visible() -> None:
@@ -126,9 +161,8 @@ def test_blockwise_equals_dense(layout: str, length: int, heads: int, kv_heads: 
     """Values and gradients, of the log-sum-exp too; lengths that fill blocks and that don't."""
     where = LAYOUTS[layout](length)
     parts = queries_keys_values(length, length, heads, kv_heads)
-    in_blocks = partial(blockwise, block=BLOCK)
-    assert_same(jax.jit(in_blocks)(*parts, where, where), dense(*parts, where, where))
-    ours = gradients(in_blocks, parts, where, where)
+    assert_same(jax.jit(blockwise)(*parts, where, where), dense(*parts, where, where))
+    ours = gradients(blockwise, parts, where, where)
     theirs = gradients(dense, parts, where, where)
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
@@ -157,7 +191,7 @@ def test_gradients_of_dense_by_differences() -> None:
     np.testing.assert_allclose(along, slope, rtol=1e-5)
 
 
-@pytest.mark.parametrize("function", [dense, partial(blockwise, block=BLOCK)])
+@pytest.mark.parametrize("function", [dense, blockwise])
 def test_a_query_that_sees_nothing_gets_zeros(function) -> None:
     """Its segment has no key, or none so early; the others of its block are served."""
     length = 140
@@ -165,9 +199,9 @@ def test_a_query_that_sees_nothing_gets_zeros(function) -> None:
     k_places = places(np.arange(length) + 20)
     parts = queries_keys_values(length, length)
     out, lse = function(*parts, q_places, k_places)
-    np.testing.assert_array_equal(out[:, :20], 0)
-    np.testing.assert_array_equal(lse[:, :20], np.float32(MASKED))
-    np.testing.assert_allclose(out[:, 20], parts[2][:, 0].repeat(2, axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(out[:, :, :20], 0)
+    np.testing.assert_array_equal(lse[:, :, :20], np.float32(MASKED))
+    np.testing.assert_allclose(out[:, :, 20], parts[2][:, :, 0].repeat(2, axis=1), rtol=1e-6)
     for gradient in gradients(function, parts, q_places, k_places):
         assert np.isfinite(gradient).all()
         assert np.abs(gradient).max() > 0
@@ -178,7 +212,7 @@ def test_more_keys_than_queries() -> None:
     q_places = places(np.arange(100, 240))
     k_places = places(np.arange(300), np.arange(300) < 240)
     parts = queries_keys_values(140, 300)
-    ours = blockwise(*parts, q_places, k_places, block=BLOCK)
+    ours = blockwise(*parts, q_places, k_places)
     assert_same(ours, dense(*parts, q_places, k_places))
 
 
@@ -187,12 +221,12 @@ def test_halves_merge_to_the_whole(layout: str) -> None:
     where = LAYOUTS[layout](60)
     q, k, v = queries_keys_values(60, 60)
     halves = [
-        dense(q, k[:, part], v[:, part], where, Places(*(x[:, part] for x in where)))
+        dense(q, k[:, :, part], v[:, :, part], where, Places(*(x[:, part] for x in where)))
         for part in (slice(0, 25), slice(25, 60))
     ]
     whole = dense(q, k, v, where, where)
     seeing = whole.lse > MASKED / 2
-    merged = merge(*halves)
+    merged = merge(jax.tree.map(lambda *both: jnp.stack(both), *halves))
     assert_same(merged, (jnp.where(seeing[..., None], whole.out, merged.out), merged.lse))
     np.testing.assert_allclose(merged.lse[seeing], whole.lse[seeing], atol=2e-6)
     np.testing.assert_array_equal(merged.out[~seeing], 0)
@@ -203,7 +237,7 @@ def test_halves_merge_to_the_whole(layout: str) -> None:
 def test_bfloat16_sums_in_float32(length: int) -> None:
     where = plain(length)
     parts = [part.astype(jnp.bfloat16) for part in queries_keys_values(length, length)]
-    out, lse = attend(*parts, where, where)
+    out, lse = on_one_device(attend, HERE)(*parts, where, where)
     assert (out.dtype, lse.dtype) == (jnp.bfloat16, jnp.float32)
     exact = dense(*(part.astype(jnp.float32) for part in parts), where, where)
     np.testing.assert_allclose(lse, exact.lse, atol=1e-5)
@@ -213,28 +247,29 @@ def test_bfloat16_sums_in_float32(length: int) -> None:
 def test_memory_of_blockwise_does_not_square() -> None:
     """Values and gradients of 8192 tokens never hold all scores, 256 MiB for a head."""
     length = 8192
-    part = jax.ShapeDtypeStruct((1, length, 1, 16), jnp.float32)
+    part = jax.ShapeDtypeStruct((1, 1, length, 16), jnp.float32)
     marks = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    run = on_one_device(attend, HERE)
     step = jax.value_and_grad(
-        lambda q, k, v, where: blockwise(q, k, v, where, where).out.sum(), argnums=(0, 1, 2)
+        lambda q, k, v, where: run(q, k, v, where, where).out.sum(), argnums=(0, 1, 2)
     )
     compiled = jax.jit(step).lower(part, part, part, Places(marks, marks)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < length * length * 4 / 16
 
 
 def test_choice_of_implementation() -> None:
-    few, many = queries_keys_values(8, 8), queries_keys_values(200, 200)
-    assert_same(attend(*few, plain(8), plain(8)), dense(*few, plain(8), plain(8)))
-    assert_same(
-        attend(*many, plain(200), plain(200)),
-        blockwise(*many, plain(200), plain(200)),
-        tolerance=0,
-    )
-    assert_same(
-        attend(*many, plain(200), plain(200), "dense"), dense(*many, plain(200), plain(200))
-    )
-    with pytest.raises(NotImplementedError, match="queries"):
-        blockwise(*few, plain(8), plain(8))
-    assert_same(attend(*few, plain(8), plain(8), "blockwise"), dense(*few, plain(8), plain(8)))
-    with pytest.raises(UsageError, match="auto, blockwise, dense"):
-        attend(*few, plain(8), plain(8), "flash")
+    """Few queries are served by the plain form, many in blocks, unless another way is forced."""
+
+    def chosen(length: int, way: str) -> jax.Array:
+        """Not the same to the last bit in both ways."""
+        how = dataclasses.replace(HERE, attention=way)
+        parts = *queries_keys_values(length, length), plain(length), plain(length)
+        return on_one_device(attend, how)(*parts).out
+
+    for length, served in ((8, "dense"), (200, "blockwise")):
+        np.testing.assert_array_equal(chosen(length, "auto"), chosen(length, served))
+    assert (chosen(200, "dense") != chosen(200, "blockwise")).any()
+    np.testing.assert_array_equal(chosen(8, "blockwise"), chosen(8, "dense"))
+    np.testing.assert_array_equal(chosen(200, "fused"), chosen(200, "blockwise"))
+    with pytest.raises(UsageError, match="auto, fused, blockwise, dense"):
+        check_implementation("flash")

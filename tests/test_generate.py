@@ -18,6 +18,7 @@ from originals import open_original
 from lwm_core import decode, registry, vqgan
 from lwm_core.config import VQConfig
 from lwm_core.errors import ContextTooLong, FormatError, ModelNotFound, UsageError
+from lwm_core.execution import Execution
 from lwm_core.generate import Message, complete, draw, encode_media, film, reply
 from lwm_core.load import LoadedModel, load_model
 from lwm_core.mesh import make_mesh
@@ -41,9 +42,7 @@ def load_original(folder: Path, image: vqgan.VQGAN | None = None) -> LoadedModel
         params=params,
         tokenizer=Tokenizer.load(folder.parent / "tokenizer/tokenizer.model"),
         vqgan=image,
-        mesh=make_mesh(),
-        dtype=jnp.dtype(jnp.float32),
-        attention="auto",
+        how=Execution(make_mesh()),
         defaults={},
     )
 

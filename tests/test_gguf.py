@@ -22,8 +22,10 @@ from gguf.quants import dequantize, quantize
 from lwm_core import transformer
 from lwm_core.config import ModelConfig
 from lwm_core.errors import FormatError, UsageError
+from lwm_core.execution import Execution
 from lwm_core.formats.gguf_file import StoredTensor
 from lwm_core.formats.gguf_llama import GGUFModel
+from lwm_core.mesh import make_mesh
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokenizer_json import JsonTokenizer
 from lwm_core.types import Tokens
@@ -289,7 +291,7 @@ def test_logits_equal_hugging_face(tmp_path: Path, reference: Path) -> None:
     params = transformer.nest({n: jnp.asarray(w) for n, w in read_stacked(model, model.config)})
     with np.load(reference / "hf/golden.npz") as golden:
         ids, expected = golden["input_ids"], golden["logits"]
-    logits, _ = transformer.forward(params, model.config, whole(ids))
+    logits = transformer.forward(params, model.config, whole(ids), Execution(make_mesh()))
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
@@ -562,5 +564,6 @@ def test_a_published_model_says_what_everybody_knows(smollm: GGUFModel) -> None:
     tensors = read_stacked(smollm, smollm.config)
     params = transformer.nest({name: jnp.asarray(w) for name, w in tensors})
     ids = smollm.tokenizer.encode("The capital of France is")
-    logits, _ = transformer.forward(params, smollm.config, whole(np.array([ids])))
+    here = Execution(make_mesh())
+    logits = transformer.forward(params, smollm.config, whole(np.array([ids])), here)
     assert smollm.tokenizer.decode([int(logits[0, -1].argmax())]) == " Paris"

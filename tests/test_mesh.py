@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 
 import jax
@@ -13,10 +14,11 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from lwm_core.config import SIZES, ModelConfig
 from lwm_core.errors import ConfigError
-from lwm_core.mesh import batch_sharding, device_line, make_mesh, missed_gpu, shardings
-from lwm_core.train.language import LanguageState, language_step
+from lwm_core.execution import REMATS, Execution
+from lwm_core.mesh import device_line, make_mesh, missed_gpu
+from lwm_core.train.language import LanguageState, abstract_state, language_step, lay_out
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
-from lwm_core.transformer import Params, flatten, forward, init, parameters
+from lwm_core.transformer import Params, flatten, forward, init, parameters, shardings
 from lwm_core.types import Batch
 
 TINY = ModelConfig(
@@ -24,7 +26,7 @@ TINY = ModelConfig(
     heads=4, kv_heads=2, head_dim=8, max_length=256,
 )  # fmt: skip
 
-MESHES = ["dp=2,fsdp=2,tp=2", "fsdp=8", "tp=4,sp=2", "dp=2,sp=4"]
+MESHES = ["dp=2,fsdp=2,tp=2", "fsdp=8", "tp=2,sp=4", "dp=2,sp=4"]
 
 
 def random_batch(rows: int = 8, length: int = 32) -> Batch:
@@ -44,79 +46,84 @@ def params() -> Params:
     return init(TINY, jax.random.key(0))
 
 
+def on(spec: str, **how: object) -> Execution:
+    """A mesh of as many simulated devices as the text asks for."""
+    sizes = [int(part.partition("=")[2]) for part in spec.split(",")]
+    return Execution(make_mesh(spec, jax.devices()[: math.prod(sizes)]), **how)
+
+
 @pytest.mark.parametrize("spec", MESHES)
-def test_sharded_forward_equals_single_device(params: Params, spec: str) -> None:
-    mesh, batch = make_mesh(spec), random_batch()
-    assert mesh.size == 8
-    call = jax.jit(lambda params, tokens: forward(params, TINY, tokens)[0])
-    expected = call(params, batch.tokens)
-    cut = jax.device_put(params, shardings(TINY, mesh))
-    logits = call(cut, jax.device_put(batch, batch_sharding(mesh)).tokens)
+@pytest.mark.parametrize("length", [32, 320], ids=["dense", "blocks"])
+def test_sharded_forward_equals_single_device(params: Params, spec: str, length: int) -> None:
+    how, batch = on(spec), random_batch(length=length)
+    expected = forward(params, TINY, batch.tokens, on("sp=1"))
+    cut = jax.device_put(params, shardings(TINY, how))
+    logits = forward(cut, TINY, batch.tokens, how)
     assert len(logits.sharding.device_set) == 8
     real = batch.segments > 0
     np.testing.assert_allclose(np.asarray(logits)[real], expected[real], atol=1e-5, rtol=1e-5)
 
 
-def test_sharded_blocks_equal_single_device(params: Params) -> None:
-    """Attention over more queries than the dense form serves."""
-    mesh, batch = make_mesh("dp=2,tp=2,sp=2"), random_batch(rows=2, length=160)
-    call = jax.jit(lambda params, tokens: forward(params, TINY, tokens, attention="blockwise")[0])
-    expected = call(params, batch.tokens)
-    cut = jax.device_put(params, shardings(TINY, mesh))
-    logits = call(cut, jax.device_put(batch, batch_sharding(mesh)).tokens)
+@pytest.mark.parametrize("remat", REMATS)
+@pytest.mark.parametrize("spec", ["dp=2,fsdp=2,tp=2", "fsdp=2,sp=4", "tp=2,sp=4"])
+def test_sharded_training_equals_single_device(params: Params, spec: str, remat: str) -> None:
+    """Two steps, of rows that no ring divides: losses, gradients' norms and weights.
+
+    Whatever is kept for the backward pass, and the weights stay cut as they were.
+    """
+    batch = random_batch(rows=4, length=301)
+    optimizer = make_optimizer(OptimizerConfig(warmup=0), 4)
+
+    def two_steps(how: Execution) -> tuple[LanguageState, list]:
+        step = jax.jit(partial(language_step, TINY, optimizer, how))
+        places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(TINY, optimizer, how))
+        state = LanguageState(jnp.int32(0), params, optimizer.init(params))
+        state = jax.device_put(state, places)
+        seen = []
+        for _ in range(2):
+            state, metrics = step(state, lay_out(batch, how.ways))
+            seen.append(metrics)
+        stayed = jax.tree.map(lambda x, to: x.sharding.is_equivalent_to(to, x.ndim), state, places)
+        assert all(jax.tree.leaves(stayed))
+        return state, seen
+
+    single, expected = two_steps(on("sp=1"))
+    cut, metrics = two_steps(on(spec, whole_weights=False, remat=remat))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), metrics, expected)
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), cut.params, single.params)
+
+
+def test_where_weights_lie() -> None:
+    """For training the devices of sp share the weights; for writing each has them whole."""
+    places = flatten(shardings(TINY, on("fsdp=2,tp=2,sp=2", whole_weights=False)))
+    assert set(places) == set(parameters(TINY))
+    gathered = ("fsdp", "sp")
+    assert places["embed"].spec == PartitionSpec(("tp",), gathered)
+    assert places["layers.wo"].spec == PartitionSpec(None, gathered, ("tp",))
+    assert places["layers.w_up"].spec == PartitionSpec(None, ("tp",), gathered)
+    assert places["norm"].spec == PartitionSpec(None)
+    places = flatten(shardings(TINY, on("fsdp=2,tp=2,sp=2")))
+    assert places["layers.wo"].spec == PartitionSpec(None, ("fsdp",), ("tp",))
+
+
+def test_what_does_not_divide_stays_whole(params: Params) -> None:
+    """A vocabulary of 65 over two ways; what comes out is the same."""
+    config = dataclasses.replace(TINY, text_vocab=41)
+    how = on("tp=2,fsdp=2")
+    places = flatten(shardings(config, how))
+    shapes = {name: places[name].shard_shape(p.shape) for name, p in parameters(config).items()}
+    assert shapes["layers.wq"] == (2, 16, 16)
+    assert shapes["embed"] == (65, 16)
+    params, batch = init(config, jax.random.key(0)), random_batch()
+    expected = forward(params, config, batch.tokens, on("sp=1"))
+    logits = forward(jax.device_put(params, shardings(config, how)), config, batch.tokens, how)
     real = batch.segments > 0
     np.testing.assert_allclose(np.asarray(logits)[real], expected[real], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("spec", ["dp=2,fsdp=2,tp=2", "fsdp=2,sp=4"])
-def test_sharded_training_equals_single_device(params: Params, spec: str) -> None:
-    """Two steps: losses, gradients' norms and weights; the weights stay cut as they were."""
-    mesh, batch = make_mesh(spec), random_batch()
-    optimizer = make_optimizer(OptimizerConfig(warmup=0), 4)
-    step = jax.jit(partial(language_step, TINY, optimizer, jnp.float32))
-
-    def two_steps(params: Params, batch: Batch) -> tuple[LanguageState, list]:
-        state = LanguageState(jnp.int32(0), params, optimizer.init(params))
-        seen = []
-        for _ in range(2):
-            state, metrics = step(state, batch)
-            seen.append(metrics)
-        return state, seen
-
-    single, expected = two_steps(params, batch)
-    places = shardings(TINY, mesh)
-    cut, metrics = two_steps(
-        jax.device_put(params, places), jax.device_put(batch, batch_sharding(mesh))
-    )
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), metrics, expected)
-    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4), cut.params, single.params)
-    wq, place = cut.params["layers"]["wq"], places["layers"]["wq"]
-    assert wq.sharding.is_equivalent_to(place, wq.ndim)
-
-
-def test_where_weights_lie() -> None:
-    places = flatten(shardings(TINY, make_mesh("fsdp=2,tp=2,sp=2")))
-    assert list(places) == list(parameters(TINY))
-    gathered = ("fsdp", "sp")
-    assert places["embed"].spec == PartitionSpec(("tp",), gathered)
-    assert places["layers.wo"].spec == PartitionSpec((), gathered, ("tp",))
-    assert places["layers.w_up"].spec == PartitionSpec((), ("tp",), gathered)
-    assert places["norm"].spec == PartitionSpec(())
-
-
-def test_what_does_not_divide_stays_whole() -> None:
-    """Two key heads over four ways, though their 16 rows would divide; a vocabulary of 65."""
-    config = dataclasses.replace(TINY, text_vocab=41)
-    places = flatten(shardings(config, make_mesh("tp=4,fsdp=2")))
-    shapes = {name: places[name].shard_shape(p.shape) for name, p in parameters(config).items()}
-    assert shapes["layers.wq"] == (2, 8, 16)
-    assert shapes["layers.wk"] == (2, 16, 16)
-    assert shapes["embed"] == (65, 16)
-
-
 def test_every_weight_of_the_largest_model_is_cut() -> None:
     config = SIZES["65b"]
-    for name, place in flatten(shardings(config, make_mesh("fsdp=4,tp=2"))).items():
+    for name, place in flatten(shardings(config, on("fsdp=4,tp=2"))).items():
         shape = parameters(config)[name].shape
         if "norm" not in name:
             assert np.prod(place.shard_shape(shape)) * 8 == np.prod(shape)

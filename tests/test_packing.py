@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from lwm_core import transformer
 from lwm_core.config import ModelConfig
 from lwm_core.data.packing import MISSES, Weighted, fill_rows, to_batch, weigh
-from lwm_core.train import language
-from lwm_core.train.language import language_loss, token_losses
-from lwm_core.transformer import Params, init
+from lwm_core.execution import Execution
+from lwm_core.layers import product
+from lwm_core.mesh import make_mesh
+from lwm_core.train import loss
+from lwm_core.train.language import language_loss
+from lwm_core.train.loss import token_losses
+from lwm_core.transformer import Params, forward, head_of, hidden_states, init
 from lwm_core.types import Batch
 
 TINY = ModelConfig(
@@ -34,6 +38,8 @@ def examples(seed: int = 0, longest: int = 30) -> Iterator[Weighted]:
         ids = rng.integers(0, TINY.vocab, size).tolist()
         yield Weighted(ids, rng.choice([0.0, 0.25, 1.0], size).tolist())
 
+
+HERE = Execution(make_mesh())
 
 # Rows
 
@@ -93,8 +99,18 @@ def test_weighted_pieces_join() -> None:
 
 def sums(params: Params, batch: Batch) -> jax.Array:
     """Of all targets' losses by their weights: what packing must not change."""
-    hidden, _ = language.hidden_states(params, TINY, batch.tokens)
-    return (token_losses(params, TINY, hidden, batch.targets) * batch.weights).sum()
+    hidden, _ = hidden_states(params, TINY, batch.tokens, HERE)
+    losses = token_losses(TINY, head_of(params, TINY, HERE), hidden, batch.targets)
+    return (losses * batch.weights).sum()
+
+
+def on_one_device(function: Callable) -> Callable:
+    """Functions of one device's arrays need a mesh around them, if only of one device."""
+    return jax.jit(HERE.spread(function, PartitionSpec(), PartitionSpec()))
+
+
+def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return on_one_device(partial(language_loss, config=TINY, how=HERE))(params, batch=batch)
 
 
 def test_packed_equals_separate() -> None:
@@ -103,7 +119,7 @@ def test_packed_equals_separate() -> None:
     several = list(itertools.islice(examples(longest=12), 6))
     together = to_batch([several[:4], several[4:]], 48)
     alone = [to_batch([[example]], 16) for example in several]
-    value = jax.jit(jax.value_and_grad(sums))
+    value = on_one_device(jax.value_and_grad(sums))
     packed, packed_gradients = value(params, together)
     separate = [value(params, batch) for batch in alone]
     np.testing.assert_allclose(packed, sum(loss for loss, _ in separate), rtol=1e-5)
@@ -115,9 +131,8 @@ def test_loss_is_half_text_and_half_vision() -> None:
     """Each the mean over the weights of its targets, among the ids of its own kind."""
     params = init(TINY, jax.random.key(1))
     batch = to_batch(fill_rows(examples(), rows=2, length=64), 64)
-    loss, metrics = language_loss(params, TINY, batch, dtype=jnp.float32)
-    hidden, _ = language.hidden_states(params, TINY, batch.tokens)
-    logits = np.asarray(hidden @ params["head"].T, np.float64)
+    loss, metrics = loss_of(params, batch)
+    logits = np.asarray(forward(params, TINY, batch.tokens, HERE), np.float64)
     expected = []
     for low, high in [(0, 40), (40, 64)]:
         part = logits[..., low:high]
@@ -135,7 +150,7 @@ def test_loss_is_half_text_and_half_vision() -> None:
 def test_loss_of_one_kind_is_that_alone(kind: str) -> None:
     ids = np.arange(5, 15) if kind == "text" else np.arange(45, 55)
     batch = to_batch([[weigh(ids.tolist(), 1.0)]], 12)
-    loss, metrics = language_loss(init(TINY, jax.random.key(1)), TINY, batch, dtype=jnp.float32)
+    loss, metrics = loss_of(init(TINY, jax.random.key(1)), batch)
     np.testing.assert_allclose(loss, metrics[f"{kind}_loss"])
     assert np.isfinite(loss)
 
@@ -144,18 +159,18 @@ def test_blocks_of_the_loss_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     """Whether their size divides the 64 tokens or not; and none is larger than it may be."""
     params = init(TINY, jax.random.key(2))
     batch = to_batch(fill_rows(examples(), rows=2, length=32), 32)
-    whole = jax.value_and_grad(sums)(params, batch)
+    whole = on_one_device(jax.value_and_grad(sums))(params, batch)
     sizes: list[int] = []
 
-    def logits_of(params: Params, rows: jax.Array, ids: slice) -> jax.Array:
+    def noted(rows: jax.Array, weight: jax.Array) -> jax.Array:
         sizes.append(len(rows))
-        return transformer.logits_of(params, rows, ids)
+        return product(rows, weight)
 
-    monkeypatch.setattr(language, "logits_of", logits_of)
+    monkeypatch.setattr(loss, "product", noted)
     for most in (16, 23):
         sizes.clear()
-        monkeypatch.setattr(language, "LOSS_BLOCK", most)
-        blocks = jax.value_and_grad(sums)(params, batch)
+        monkeypatch.setattr(loss, "LOSS_BLOCK", most)
+        blocks = on_one_device(jax.value_and_grad(sums))(params, batch)
         jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5), blocks, whole)
         assert 0 < max(sizes) <= most
 
@@ -170,11 +185,8 @@ def test_losses_equal_the_original(reference: Path) -> None:
         max_length=32,
     )  # fmt: skip
     # With the identity as output head the hidden states are the logits.
-    losses = token_losses(
-        {"embed": jnp.eye(vocab), "head": jnp.eye(vocab)},
-        config,
-        jnp.asarray(golden["logits"]),
-        golden["tokens"],
+    losses = on_one_device(partial(token_losses, config))(
+        jnp.eye(vocab), jnp.asarray(golden["logits"]), golden["tokens"]
     )
     golden["none"] = np.ones_like(golden["mask"])
     for case in ("none", "mask", "mask_with_empty_row", "fractional_mask"):

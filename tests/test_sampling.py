@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm_core.attention import MASKED
 from lwm_core.errors import UsageError
+from lwm_core.kernels.dense import MASKED
 from lwm_core.sampling import Sampling, draw_tokens, guide, keep_top_k, keep_top_p
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (5, 40)).astype(np.float32)

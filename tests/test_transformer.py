@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from pathlib import Path
 
@@ -12,17 +13,21 @@ import numpy as np
 import pytest
 from originals import open_original, stored
 
+from lwm_core.cache import empty_cache
 from lwm_core.checkpoint import read_config
 from lwm_core.config import SIZES, ModelConfig
+from lwm_core.execution import Execution
+from lwm_core.mesh import make_mesh
 from lwm_core.transformer import (
     Params,
     count_parameters,
-    empty_cache,
     flatten,
     forward,
     init,
     nest,
     parameters,
+    read,
+    shardings,
 )
 from lwm_core.types import KVCache, Tokens
 
@@ -31,7 +36,20 @@ TINY = ModelConfig(
     heads=6, kv_heads=2, head_dim=8, max_length=512,
 )  # fmt: skip
 
-run = jax.jit(forward, static_argnames=("config", "dtype", "attention"))
+HERE = Execution(make_mesh())
+
+
+def run(params: Params, config: ModelConfig, given: Tokens, **how: object) -> jax.Array:
+    """Logits of all tokens."""
+    return forward(params, config, given, dataclasses.replace(HERE, **how))
+
+
+@partial(jax.jit, static_argnames="config")
+def read_on(
+    params: Params, config: ModelConfig, given: Tokens, cache: KVCache
+) -> tuple[jax.Array, KVCache]:
+    """Logits behind the last token, `[B, V]`, and the cache."""
+    return read(params, config, given, cache, HERE)
 
 
 def tokens(ids: np.ndarray, positions: np.ndarray | None = None, segments: np.ndarray | int = 1):
@@ -70,16 +88,16 @@ def assert_close(ours: jax.Array, theirs: np.ndarray, where: np.ndarray | None =
 def assert_text_model(folder: Path) -> None:
     config, params = open_original(folder)
     numbers = golden(folder)
-    logits, _ = run(params, config, tokens(numbers["plain.input_ids"]))
+    logits = run(params, config, tokens(numbers["plain.input_ids"]))
     assert_close(logits, numbers["plain.logits"])
 
     mask = numbers["leftpad.attention_mask"]
     padded = tokens(numbers["leftpad.input_ids"], numbers["leftpad.position_ids"], mask)
-    assert_close(run(params, config, padded)[0], numbers["leftpad.logits"], mask)
+    assert_close(run(params, config, padded), numbers["leftpad.logits"], mask)
 
     segments = numbers["packed.segment_ids"] + 1
     packed = tokens(numbers["packed.input_ids"], numbers["packed.position_ids"], segments)
-    assert_close(run(params, config, packed)[0], numbers["packed.logits"])
+    assert_close(run(params, config, packed), numbers["packed.logits"])
 
 
 def test_text_model(reference: Path) -> None:
@@ -95,7 +113,7 @@ def test_text_model_in_bfloat16(reference: Path) -> None:
     config, params = open_original(reference / "text_a")
     numbers = golden(reference / "text_a")
     params = jax.tree.map(lambda weight: weight.astype(jnp.bfloat16), params)
-    logits, _ = run(params, config, tokens(numbers["plain.input_ids"]), dtype=jnp.bfloat16)
+    logits = run(params, config, tokens(numbers["plain.input_ids"]), dtype=jnp.dtype(jnp.bfloat16))
     assert logits.dtype == jnp.float32
     error = np.abs(logits - numbers["plain_bf16.logits_as_f32"])
     assert error.max() < 0.5
@@ -109,15 +127,15 @@ def test_cached_generation(reference: Path) -> None:
     mask, sequences = numbers["generate.attention_mask"], numbers["generate.sequences_no_eos"]
     prompt = tokens(numbers["generate.prompt_ids"], np.maximum(mask.cumsum(1) - 1, 0), mask)
     start, total = mask.shape[1], sequences.shape[1]
-    logits, cache = run(params, config, prompt, empty_cache(config, 2, total))
+    logits, cache = read_on(params, config, prompt, empty_cache(config, 2, total, jnp.float32))
     assert numbers["generate.margins"].min() > 1e-3
     for step in range(total - start):
         if step < numbers["generate.step_logits"].shape[1]:
-            assert_close(logits[:, -1], numbers["generate.step_logits"][:, step])
-        drawn = logits[:, -1].argmax(-1)
+            assert_close(logits, numbers["generate.step_logits"][:, step])
+        drawn = logits.argmax(-1)
         np.testing.assert_array_equal(drawn, sequences[:, start + step])
         following = tokens(np.asarray(drawn)[:, None], mask.sum(1, keepdims=True) + step)
-        logits, cache = run(params, config, following, cache)
+        logits, cache = read_on(params, config, following, cache)
 
 
 def test_hugging_face_model(reference: Path) -> None:
@@ -126,9 +144,9 @@ def test_hugging_face_model(reference: Path) -> None:
     config = read_config(folder)
     params = nest({name: jnp.asarray(weight) for name, weight in stored(folder).items()})
     numbers = golden(reference / "hf")
-    assert_close(run(params, config, tokens(numbers["input_ids"]))[0], numbers["logits"])
+    assert_close(run(params, config, tokens(numbers["input_ids"])), numbers["logits"])
     sequence, prompt = numbers["greedy_sequences"], numbers["prompt_ids"].shape[1]
-    logits, _ = run(params, config, tokens(sequence))
+    logits = run(params, config, tokens(sequence))
     np.testing.assert_array_equal(logits.argmax(-1)[:, prompt - 1 : -1], sequence[:, prompt:])
 
 
@@ -148,7 +166,7 @@ def test_vision_model(reference: Path, case: str) -> None:
         "leftpad": tokens(ids, numbers["leftpad.position_ids"], mask),
         "packed": tokens(ids, None, numbers["packed.segment_ids"] + 1),
     }[case]
-    logits, _ = run(params, config, given)
+    logits = run(params, config, given)
     real = mask if case == "leftpad" else None
     text, vision = jnp.split(logits, [config.text_vocab], axis=-1)
     assert_close(text, numbers[f"{case}.text_logits"], real)
@@ -158,7 +176,7 @@ def test_vision_model(reference: Path, case: str) -> None:
 def test_vision_model_of_the_published_vocabulary(reference: Path) -> None:
     config, params = open_original(reference / "vision_full")
     numbers = golden(reference / "vision_full")
-    logits, _ = run(params, config, tokens(one_vocabulary(numbers, config)))
+    logits = run(params, config, tokens(one_vocabulary(numbers, config)))
     at = numbers["mixed.logit_positions"]
     text, vision = jnp.split(logits[:, at], [config.text_vocab], axis=-1)
     assert_close(text, numbers["mixed.text_logits"])
@@ -176,7 +194,7 @@ def test_guided_pictures_of_the_original(reference: Path) -> None:
         ids = np.concatenate([numbers["image.input_ids"], both], axis=1)
         segments = np.concatenate([mask, np.ones_like(both)], axis=1)
         positions = np.maximum(segments.cumsum(1) - 1, 0)
-        logits, _ = run(params, config, tokens(ids, positions, segments))
+        logits = run(params, config, tokens(ids, positions, segments))
         asked, free = jnp.split(logits[:, mask.shape[1] - 1 : -2, config.text_vocab :], 2)
         guided = free + guidance * (asked - free)
         np.testing.assert_array_equal(guided.argmax(-1), drawn[:, :-1])
@@ -229,7 +247,7 @@ def test_equals_an_independent_decoder(tied: bool, kv_heads: int) -> None:
     params = spread_out(config)
     assert ("head" in params) != tied
     ids = np.random.default_rng(1).integers(0, config.vocab, (2, 20))
-    logits, _ = run(params, config, tokens(ids))
+    logits = run(params, config, tokens(ids))
     for row in range(2):
         expected = numpy_logits(config, params, ids[row])
         np.testing.assert_allclose(logits[row], expected, atol=2e-4, rtol=1e-4)
@@ -246,38 +264,50 @@ def text_with_padding(length: int) -> Tokens:
     return tokens(ids, positions, np.arange(length) >= padding)
 
 
-def in_chunks(params: Params, whole: Tokens, size: int, cache: KVCache) -> jax.Array:
-    """The logits of a text that comes piece by piece."""
+def in_chunks(
+    params: Params, whole: Tokens, size: int, cache: KVCache, how: Execution = HERE
+) -> jax.Array:
+    """Logits `[B, chunks, V]` behind each piece of a text that comes piece by piece."""
+    step = jax.jit(partial(read, config=TINY, how=how), donate_argnames="cache")
+    params = jax.device_put(params, shardings(TINY, how))
     pieces = []
     for start in range(0, whole.ids.shape[1], size):
         chunk = jax.tree.map(lambda x, start=start: x[:, start : start + size], whole)
-        logits, cache = run(params, TINY, chunk, cache)
+        logits, cache = step(params, tokens=chunk, cache=cache)
         pieces.append(logits)
     assert cache.length == whole.ids.shape[1]
-    return jnp.concatenate(pieces, axis=1)
+    return jnp.stack(pieces, axis=1)
 
 
 @pytest.mark.parametrize(
     ("length", "chunk", "slots"),
-    [(24, 1, 24), (24, 8, 40), (320, 160, 330)],
+    [(24, 1, 24), (24, 8, 40), (320, 160, 344)],
     ids=["token by token", "chunks", "chunks in blocks"],
 )
-def test_cached_equals_full(length: int, chunk: int, slots: int) -> None:
+@pytest.mark.parametrize("mesh", ["sp=1", "sp=8", "tp=2,sp=4", "dp=2,fsdp=2,sp=2"])
+def test_cached_equals_full(length: int, chunk: int, slots: int, mesh: str) -> None:
+    """Also where devices share heads, rows and slots of the cache."""
     params, whole = spread_out(TINY), text_with_padding(length)
-    full, _ = run(params, TINY, whole, attention="dense")
-    pieces = in_chunks(params, whole, chunk, empty_cache(TINY, 2, slots))
-    real = np.asarray(whole.segments, bool)
+    full = run(params, TINY, whole, attention="dense")[:, chunk - 1 :: chunk]
+    size = math.prod(int(part.partition("=")[2]) for part in mesh.split(","))
+    how = Execution(make_mesh(mesh, jax.devices()[:size]))
+    pieces = in_chunks(params, whole, chunk, empty_cache(TINY, 2, slots, jnp.float32), how)
+    real = np.asarray(whole.segments, bool)[:, chunk - 1 :: chunk]
     np.testing.assert_allclose(pieces[real], full[real], atol=2e-4, rtol=1e-4)
 
 
-def test_cache_in_bfloat16_holds_half() -> None:
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 1 / 2), ("int8", 1 / 4 + 1 / 8)])
+def test_a_smaller_cache(dtype: str, share: float) -> None:
+    """Half the numbers' size, or a quarter and a scale for each run of eight."""
     params, whole = spread_out(TINY), text_with_padding(24)
-    full, _ = run(params, TINY, whole)
-    cache = empty_cache(TINY, 2, 24, jnp.bfloat16)
+    full = run(params, TINY, whole)[:, 7::8]
+    cache, plain = (empty_cache(TINY, 2, 24, jnp.dtype(kind)) for kind in (dtype, "float32"))
+    sizes = [
+        sum(x.nbytes for x in jax.tree.leaves((one.keys, one.values))) for one in (cache, plain)
+    ]
+    assert sizes[0] == share * sizes[1]
     pieces = in_chunks(params, whole, 8, cache)
-    assert cache.keys.dtype == jnp.bfloat16
-    real = np.asarray(whole.segments, bool)
-    assert 0 < np.abs(pieces - full)[real].max() < 0.1 * np.abs(full[real]).max()
+    assert 0 < np.abs(pieces - full).max() < 0.1 * np.abs(full).max()
 
 
 def test_order_in_memory_is_free() -> None:
@@ -285,8 +315,8 @@ def test_order_in_memory_is_free() -> None:
     params, whole = spread_out(TINY), text_with_padding(24)
     order = np.random.default_rng(3).permutation(24)
     mixed = jax.tree.map(lambda x: x[:, order], whole)
-    full, _ = run(params, TINY, whole)
-    logits, _ = run(params, TINY, mixed)
+    full = run(params, TINY, whole)
+    logits = run(params, TINY, mixed)
     real = np.asarray(mixed.segments, bool)
     np.testing.assert_allclose(logits[real], full[:, order][real], atol=2e-4, rtol=1e-4)
 
@@ -315,13 +345,12 @@ def test_the_largest_model_has_shapes() -> None:
         name: p.shape for name, p in parameters(config).items()
     }
     ids = jax.ShapeDtypeStruct((1, config.max_length), jnp.int32)
-    cache = jax.eval_shape(partial(empty_cache, config, 1, config.max_length))
-    call = partial(forward, config=config, dtype=jnp.bfloat16)
+    cache = jax.eval_shape(partial(empty_cache, config, 1, config.max_length, jnp.bfloat16))
     logits, after = jax.eval_shape(
-        lambda params, given, cache: call(params, tokens=given, cache=cache),
+        lambda params, given, cache: read(params, config, given, cache, HERE),
         params, Tokens(ids, ids, ids), cache,
     )  # fmt: skip
-    assert (logits.shape, logits.dtype) == ((1, config.max_length, config.vocab), jnp.float32)
+    assert (logits.shape, logits.dtype) == ((1, config.vocab), jnp.float32)
     assert after.keys.shape == (80, 1, 64, 2048, 128)
 
 

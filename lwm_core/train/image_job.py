@@ -32,7 +32,8 @@ class ImageJob:
     shades of red (the idea of denoising autoencoders, Vincent et al. 2008).
     """
 
-    def __init__(self, recipe: ImageRecipe):
+    def __init__(self, recipe: ImageRecipe, device: jax.Device):
+        self._place = jax.sharding.SingleDeviceSharding(device)
         self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
         self._drawing_from = recipe.steps - recipe.drawing_steps
         optimizer = make_optimizer(recipe.optimizer, self._drawing_from)
@@ -46,6 +47,12 @@ class ImageJob:
 
     def initial_state(self) -> Any:
         return initial_state(self.recipe.model, *self._optimizers, self.recipe.seed)
+
+    def abstract_state(self) -> Any:
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._place),
+            jax.eval_shape(self.initial_state),
+        )
 
     def step(self, state: Any, batch: Pictures | Drawings) -> tuple[Any, dict[str, jax.Array]]:
         if isinstance(batch, Drawings):

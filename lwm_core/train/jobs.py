@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+from jax.sharding import Mesh
 
 from lwm_core.train.image_job import ImageJob
 from lwm_core.train.language_job import LanguageJob
@@ -21,6 +22,9 @@ class Job(Protocol):
     def initial_state(self) -> Any:
         """State before the first step."""
 
+    def abstract_state(self) -> Any:
+        """Shapes, dtypes and places of a state, without making it."""
+
     def batch(self, index: int) -> Any:
         """Batch number `index`: a function of the recipe and the number alone."""
 
@@ -34,8 +38,13 @@ class Job(Protocol):
         """Write what has been learned so far."""
 
 
-def make_job(recipe: ImageRecipe | LanguageRecipe, output: Path, *, begins: bool) -> Job:
-    """The job that a recipe describes, of a run that `begins` or of one that goes on."""
+def make_job(
+    recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: Mesh, *, begins: bool
+) -> Job:
+    """The job that a recipe describes, of a run that `begins` or of one that goes on.
+
+    Image tokenizers are small: they learn on the first device of the mesh.
+    """
     if isinstance(recipe, ImageRecipe):
-        return ImageJob(recipe)
-    return LanguageJob(recipe, output, begins=begins)
+        return ImageJob(recipe, mesh.devices.flat[0])
+    return LanguageJob(recipe, output, mesh, begins=begins)

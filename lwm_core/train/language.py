@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from lwm_core import transformer
+from lwm_core.collectives import DATA_AXES, sum_over
 from lwm_core.config import ModelConfig
-from lwm_core.transformer import Params, hidden_states, logits_of
-from lwm_core.types import Array, Batch
-
-LOSS_BLOCK = 2048
-"""At most so many tokens' logits exist at a time."""
+from lwm_core.execution import Execution
+from lwm_core.ring import zigzag
+from lwm_core.train.loss import token_losses
+from lwm_core.transformer import Params, head_of, hidden_states, shardings, specs
+from lwm_core.types import Batch
 
 
 class LanguageState(struct.PyTreeNode):
@@ -48,72 +50,83 @@ def fresh_params(config: ModelConfig, seed: int, codebook: np.ndarray | None = N
     return {**params, "embed": params["embed"].at[codes].set(mixed)}
 
 
-def token_losses(
-    params: Params, config: ModelConfig, hidden: jax.Array, targets: Array
-) -> jax.Array:
-    """Negative log-likelihood of each target within its own modality, float32 `[B, T]`.
-
-    A text target is predicted among the text ids, a vision target among the vision ids. Logits are
-    made for a block of tokens at a time, and again in the backward pass.
-    """
-    ranges = [(0, config.text_vocab)]
-    if config.vision_vocab:
-        ranges.append((config.text_vocab, config.vocab))
-
-    @jax.checkpoint
-    def block(parts: tuple[jax.Array, jax.Array]) -> jax.Array:
-        rows, ids = parts
-        loss = jnp.zeros(ids.shape, jnp.float32)
-        for low, high in ranges:
-            logits = logits_of(params, rows, slice(low, high))
-            inside = (ids >= low) & (ids < high)
-            chosen = jnp.clip(ids - low, 0, high - low - 1)
-            found = optax.softmax_cross_entropy_with_integer_labels(logits, chosen)
-            loss = jnp.where(inside, found, loss)
-        return loss
-
-    # As many blocks as it takes, all of one size, so that little or nothing is filled up.
-    blocks = -(-targets.size // LOSS_BLOCK)
-    missing = -targets.size % blocks
-    rows = jnp.pad(hidden.reshape(-1, hidden.shape[-1]), ((0, missing), (0, 0)))
-    ids = jnp.pad(targets.reshape(-1), (0, missing))
-    losses = jax.lax.map(block, (rows.reshape(blocks, -1, rows.shape[-1]), ids.reshape(blocks, -1)))
-    return losses.reshape(-1)[: targets.size].reshape(targets.shape)
-
-
 def language_loss(
-    params: Params, config: ModelConfig, batch: Batch, *, dtype: jnp.dtype
+    params: Params, config: ModelConfig, batch: Batch, how: Execution
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Half the mean text loss plus half the mean vision loss, as in the original.
 
     Each mean is over the targets' weights; without vision targets (or text) it is the other alone.
+    Of one device's arrays, inside `how.spread`: the loss is this device's share, to be
+    differentiated, the metrics are those of all.
     """
-    hidden, _ = hidden_states(params, config, batch.tokens, dtype=dtype)
-    losses = token_losses(params, config, hidden, batch.targets)
+    hidden, _ = hidden_states(params, config, batch.tokens, how)
+    losses = token_losses(config, head_of(params, config, how), hidden, batch.targets)
     vision = batch.targets >= config.text_vocab
-    metrics, parts, present = {}, [], []
+    shares, present, metrics = [], [], {}
     for name, mask in (("text_loss", ~vision), ("vision_loss", vision)):
         weights = batch.weights * mask
-        total = weights.sum()
-        mean = (losses * weights).sum() / jnp.maximum(total, 1e-10)
-        metrics[name] = mean
-        parts.append(mean)
+        total = sum_over(weights.sum(), *DATA_AXES)
+        share = (losses * weights).sum() / jnp.maximum(total, 1e-10)
+        metrics[name] = sum_over(share, *DATA_AXES)
+        shares.append(share)
         present.append((total > 0).astype(jnp.float32))
-    loss = sum(parts) / jnp.maximum(sum(present), 1.0)
-    return loss, {"loss": loss, **metrics}
+    kinds = jnp.maximum(sum(present), 1.0)
+    return sum(shares) / kinds, {"loss": sum(metrics.values()) / kinds, **metrics}
 
 
 def language_step(
     config: ModelConfig,
     optimizer: optax.GradientTransformation,
-    dtype: jnp.dtype,
+    how: Execution,
     state: LanguageState,
     batch: Batch,
 ) -> tuple[LanguageState, dict[str, jax.Array]]:
-    """One update; returns the next state and metrics."""
-    loss = partial(language_loss, config=config, batch=batch, dtype=dtype)
-    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    """One update; returns the next state and metrics. The mesh must divide the batch `[B, T]`."""
+
+    def local(params: Params, batch: Batch) -> tuple[Params, dict[str, jax.Array]]:
+        return jax.grad(partial(language_loss, config=config, batch=batch, how=how), has_aux=True)(
+            params
+        )
+
+    cut = specs(config, how)
+    run = how.spread(local, (cut, how.spec("rows", "sequence")), (cut, PartitionSpec()))
+    gradients, metrics = run(state.params, batch)
     updates, moments = optimizer.update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     return LanguageState(state.step + 1, params, moments), metrics
+
+
+def abstract_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, how: Execution
+) -> LanguageState:
+    """Shapes, dtypes and places of a state, without making it: moments lie with their weights."""
+
+    def fresh() -> LanguageState:
+        params = fresh_params(config, 0)
+        return LanguageState(jnp.int32(0), params, optimizer.init(params))
+
+    shapes = jax.eval_shape(fresh)
+    everywhere = how.sharding(PartitionSpec())
+    places = shardings(config, how)
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda _, place: place,
+        shapes.moments,
+        places,
+        transform_non_params=lambda _: everywhere,
+    )
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        LanguageState(everywhere, places, moments),
+    )
+
+
+def lay_out(batch: Batch, ways: int) -> Batch:
+    """A batch for a ring of so many devices: filled up with padding, in zigzag order."""
+    if ways == 1:
+        return batch
+    missing = -batch.inputs.shape[1] % (2 * ways)
+    order = zigzag(batch.inputs.shape[1] + missing, ways)
+    return jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, missing)))[:, order], batch)

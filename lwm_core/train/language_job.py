@@ -10,16 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from lwm_core import checkpoint, transformer, vqgan, world
 from lwm_core.config import END_MARKERS, ModelConfig
 from lwm_core.data.lessons import Lessons
 from lwm_core.data.prose import read_prose
 from lwm_core.errors import ConfigError
+from lwm_core.execution import Execution
 from lwm_core.tokenizer import FILE as TOKENIZER
 from lwm_core.tokenizer import Tokenizer, train_tokenizer
 from lwm_core.tokens import SYSTEM, FrameLayout
-from lwm_core.train.language import LanguageState, fresh_params, language_step
+from lwm_core.train.language import (
+    LanguageState,
+    abstract_state,
+    fresh_params,
+    language_step,
+    lay_out,
+)
 from lwm_core.train.optimizer import make_optimizer
 from lwm_core.train.recipe import LanguageRecipe
 from lwm_core.types import Batch
@@ -32,7 +40,7 @@ ENCODE_BATCH = 16
 class LanguageJob:
     """A transformer learns from packed lessons, stage after stage."""
 
-    def __init__(self, recipe: LanguageRecipe, output: Path, *, begins: bool):
+    def __init__(self, recipe: LanguageRecipe, output: Path, mesh: Mesh, *, begins: bool):
         self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
         prose = "".join(
             passage
@@ -58,8 +66,9 @@ class LanguageJob:
             self.image.config.resolution if self.image else 0,
             prose,
         )
-        step = partial(language_step, self.config, self._optimizer, jnp.dtype(recipe.dtype))
-        self.step = jax.jit(step, donate_argnums=0)
+        self._how = Execution(mesh, jnp.dtype(recipe.dtype), whole_weights=False)
+        step = partial(language_step, self.config, self._optimizer, self._how)
+        self._step = jax.jit(step, donate_argnums=0)
 
     def _config(self, text_vocab: int) -> ModelConfig:
         size = self.recipe.model
@@ -91,17 +100,31 @@ class LanguageJob:
         return vqgan.in_batches(self._codes, vqgan.to_unit(frames), ENCODE_BATCH)
 
     def initial_state(self) -> LanguageState:
+        places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
         if self._source:
             weights = checkpoint.DirectoryWeights(self._source, self.config)
             tensors = read_stacked(weights, self.config, np.dtype(np.float32))
-            params = transformer.nest({name: jnp.asarray(tensor) for name, tensor in tensors})
+            lie = transformer.flatten(places.params)
+            params = transformer.nest({name: jax.device_put(w, lie[name]) for name, w in tensors})
         else:
             codebook = np.asarray(self.image.codebook[...]) if self.image else None
-            params = fresh_params(self.config, self.recipe.seed, codebook)
-        return LanguageState(jnp.int32(0), params, self._optimizer.init(params))
+            fresh = partial(fresh_params, self.config, self.recipe.seed, codebook)
+            params = jax.jit(fresh, out_shardings=places.params)()
+        moments = jax.jit(self._optimizer.init, out_shardings=places.moments)(params)
+        return LanguageState(jax.device_put(jnp.int32(0), places.step), params, moments)
+
+    def abstract_state(self) -> LanguageState:
+        return abstract_state(self.config, self._optimizer, self._how)
+
+    def step(
+        self, state: LanguageState, batch: Batch
+    ) -> tuple[LanguageState, dict[str, jax.Array]]:
+        place = self._how.sharding(self._how.spec("rows", "sequence"))
+        return self._step(state, jax.device_put(batch, place))
 
     def batch(self, index: int) -> Batch:
-        return self._lessons.batch(self.recipe.stage_at(index), self.recipe.seed, index)
+        batch = self._lessons.batch(self.recipe.stage_at(index), self.recipe.seed, index)
+        return lay_out(batch, self._how.ways)
 
     def size(self, batch: Batch) -> tuple[str, int]:
         return "tokens", int((batch.segments > 0).sum())

@@ -14,10 +14,12 @@ import absl.logging
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 from lwm_core import backend
 from lwm_core.atomic import write_text
 from lwm_core.errors import ConfigError, FormatError, OutputError, TrainingError, UsageError
+from lwm_core.mesh import make_mesh
 from lwm_core.train.events import TrainEvent
 from lwm_core.train.jobs import Job, make_job
 from lwm_core.train.recipe import (
@@ -35,7 +37,9 @@ AHEAD = 2
 """Batches that are made while the device works."""
 
 
-def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> Iterator[TrainEvent]:
+def train(
+    recipe: Mapping[str, Any], *, output: Path, resume: bool = False, mesh: str = "auto"
+) -> Iterator[TrainEvent]:
     """Train by a recipe (a TOML document); writes checkpoints, metrics and `output/model`.
 
     Batches are functions of their number, so the step is the whole data cursor: a run resumed by
@@ -61,7 +65,7 @@ def train(recipe: Mapping[str, Any], *, output: Path, resume: bool = False) -> I
             f"{output} holds no checkpoint to go on from; leave out --resume to begin a run"
         )
     try:
-        job = _job(checked, output, first)
+        job = _job(checked, output, make_mesh(mesh), first)
         folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
@@ -83,7 +87,7 @@ def _last_step(folder: Path) -> int:
     return max(steps, default=0)
 
 
-def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, first: int) -> Job:
+def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: Mesh, first: int) -> Job:
     """The job of a run that goes on after step `first`, and notes its recipe in the output.
 
     Without a checkpoint a run begins anew, whatever its recipe was. Raises ConfigError and
@@ -92,7 +96,7 @@ def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, first: int) -> Job:
     path = output / RECIPE
     if first and path.exists():  # whoever removed a damaged one goes on without
         _compare(recipe, path)
-    job = make_job(recipe, output, begins=not first)
+    job = make_job(recipe, output, mesh, begins=not first)
     output.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(to_document(recipe), indent=2) + "\n")
     return job
@@ -135,7 +139,7 @@ def _steps(
     if not first:
         state = job.initial_state()
     else:
-        state = checkpoints.restore(first, args=ocp.args.StandardRestore(_shapes(job)))
+        state = checkpoints.restore(first, args=ocp.args.StandardRestore(job.abstract_state()))
     yield TrainEvent("start", first, job.steps)
     if first >= job.steps:  # a run that was killed between its last checkpoint and its model
         job.export(state, output / "model")
@@ -163,15 +167,6 @@ def _steps(
             yield TrainEvent("checkpoint", step, job.steps, path=str(output / "model"))
         began = time.perf_counter()  # what was written is not charged to the next step
     yield TrainEvent("done", job.steps, job.steps, path=str(output / "model"))
-
-
-def _shapes(job: Job) -> Any:
-    """Shapes, dtypes and places of a job's state, without making it."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        jax.eval_shape(job.initial_state),
-    )
 
 
 def _batches(job: Job, first: int) -> Iterator[tuple[int, Any]]:

@@ -1,0 +1,88 @@
+"""The cache of keys and values: what a model has read, ready to be attended to.
+
+Arrays are `[L, B, K, S, H]`. The devices of `sp` share the slots: each fills up its own part, with
+its part of the tokens where they are shared out, and in turn where a single token comes.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lwm_core.config import ModelConfig
+from lwm_core.execution import Execution
+from lwm_core.quantize import quantize
+from lwm_core.types import KVCache, Places, Quantized
+
+Numbers = TypeVar("Numbers", jax.Array, Quantized)
+
+
+def cache_specs(how: Execution, rows: int) -> KVCache:
+    """How a cache of so many rows is cut: heads over tp, slots over sp."""
+    cut, *_ = how.spec("rows", shape=(rows,))
+    heads, places = PartitionSpec(None, cut, "tp", "sp"), PartitionSpec(cut, "sp")
+    return KVCache(heads, heads, places, places, PartitionSpec())
+
+
+def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
+    """A cache for `slots` tokens in each of `rows`; in int8 with a scale for each key and value."""
+    shape = (config.layers, rows, config.kv_heads, slots, config.head_dim)
+
+    def numbers() -> jax.Array | Quantized:
+        zeros = jnp.zeros(shape, dtype)
+        if zeros.dtype != jnp.int8:
+            return zeros
+        return Quantized(zeros, jnp.zeros((*shape[:-1], 1), jnp.float32))
+
+    places = (jnp.zeros((rows, slots), jnp.int32) for _ in range(2))
+    return KVCache(numbers(), numbers(), *places, jnp.int32(0))
+
+
+def reserve(cache: KVCache, places: Places, *, shared: bool) -> KVCache:
+    """The cache with the places of the coming tokens entered, its keys still to be written."""
+    positions, segments = (
+        _enter(whole, part, (0,), cache.length, shared)
+        for whole, part in zip(cache.places, places, strict=True)
+    )
+    return cache.replace(positions=positions, segments=segments)
+
+
+def remember(
+    cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array, *, shared: bool
+) -> tuple[KVCache, jax.Array | Quantized, jax.Array | Quantized]:
+    """Write a layer's keys and values `[B, K, T, H]`; returns all of the layer, `[B, K, S, H]`."""
+
+    def write(whole: Numbers, part: jax.Array) -> tuple[Numbers, Numbers]:
+        new = quantize(part) if isinstance(whole, Quantized) else part.astype(whole.dtype)
+        whole = jax.tree.map(
+            lambda all_layers, one: _enter(
+                all_layers, one[None], (layer, 0, 0), cache.length, shared, trailing=(0,)
+            ),
+            whole,
+            new,
+        )
+        return whole, jax.tree.map(lambda all_layers: all_layers[layer], whole)
+
+    (keys, k), (values, v) = write(cache.keys, k), write(cache.values, v)
+    return cache.replace(keys=keys, values=values), k, v
+
+
+def _enter(
+    whole: jax.Array,
+    part: jax.Array,
+    leading: tuple,
+    length: jax.Array,
+    shared: bool,
+    trailing: tuple = (),
+) -> jax.Array:
+    """`whole` with a part in its slots from where this device's part is filled up to."""
+    ways = lax.axis_size("sp")
+    at = (*leading, length // ways, *trailing)
+    if not shared and ways > 1:
+        mine = lax.axis_index("sp") == length % ways
+        part = jnp.where(mine, part, lax.dynamic_slice(whole, at, part.shape))
+    return lax.dynamic_update_slice(whole, part, at)

@@ -1,0 +1,89 @@
+"""What one device needs of others, with gradients: weights, sums, and its share of a loss.
+
+Every device differentiates its own part of the loss. So a gradient that belongs to several devices
+is summed exactly where the forward pass made copies (Shoeybi et al. 2019, Megatron's f and g).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
+
+DATA_AXES = ("dp", "fsdp", "sp")
+"""Mesh axes over which tokens are cut: each has gradients of its own for the same weights."""
+
+GATHERED = "gathered weights"
+"""The name of whole weights: a backward pass had better gather them again than keep them."""
+
+
+def sum_over(x: jax.Array, *axes: str) -> jax.Array:
+    """The sum over all devices of some mesh axes; without a gradient of its own."""
+    several = tuple(axis for axis in axes if lax.axis_size(axis) > 1)
+    return lax.psum(x, several) if several else x
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(weight: jax.Array, spec: PartitionSpec, dtype: jnp.dtype) -> jax.Array:
+    """A weight as the computation needs it: whole, but for what is cut over `tp`.
+
+    It travels in `dtype` and comes out in its own, so that its gradient is summed in that.
+    """
+    whole = weight
+    for dimension, axes in _data_axes(spec):
+        part = whole.astype(dtype)
+        whole = lax.all_gather(part, axes, axis=dimension, tiled=True).astype(weight.dtype)
+    return checkpoint_name(whole, GATHERED)
+
+
+def _gather_forward(
+    weight: jax.Array, spec: PartitionSpec, dtype: jnp.dtype
+) -> tuple[jax.Array, None]:
+    return gather(weight, spec, dtype), None
+
+
+def _gather_backward(
+    spec: PartitionSpec, dtype: jnp.dtype, _: None, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    """The sum over all tokens, of which each device keeps its part of the weight."""
+    cut = _data_axes(spec)
+    for dimension, axes in cut:
+        cotangent = lax.psum_scatter(cotangent, axes, scatter_dimension=dimension, tiled=True)
+    rest = [axis for axis in DATA_AXES if all(axis not in axes for _, axes in cut)]
+    return (sum_over(cotangent, *rest),)
+
+
+gather.defvjp(_gather_forward, _gather_backward)
+
+
+def _data_axes(spec: PartitionSpec) -> list[tuple[int, tuple[str, ...]]]:
+    """The dimensions that are cut over data axes of more than one device, with these axes."""
+    cuts = []
+    for dimension, axes in enumerate(spec):
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        over = tuple(a for a in names if a in DATA_AXES and lax.axis_size(a) > 1)
+        if over:
+            cuts.append((dimension, over))
+    return cuts
+
+
+@jax.custom_vjp
+def copy_to_tp(x: jax.Array) -> jax.Array:
+    """`x`, from here on used by all devices of `tp`, each with its part of the weights."""
+    return x
+
+
+copy_to_tp.defvjp(lambda x: (x, None), lambda _, cotangent: (sum_over(cotangent, "tp"),))
+
+
+@jax.custom_vjp
+def sum_over_tp(x: jax.Array) -> jax.Array:
+    """The sum of what the devices of `tp` have computed, each with its part of the weights."""
+    return sum_over(x, "tp")
+
+
+sum_over_tp.defvjp(lambda x: (sum_over(x, "tp"), None), lambda _, cotangent: (cotangent,))

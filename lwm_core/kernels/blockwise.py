@@ -1,0 +1,253 @@
+"""Attention in blocks of queries and keys, written for XLA: memory O(block²), on any device.
+
+The queries of the heads that share a key head are rows of one matrix, so every product is a plain
+matrix product. Blocks in which nobody sees anybody are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lwm_core.kernels.dense import MASKED, visible
+from lwm_core.quantize import plain
+from lwm_core.types import Array, Attended, Places, Quantized
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array | Quantized,
+    v: jax.Array | Quantized,
+    q_places: Places,
+    k_places: Places,
+    sofar: Attended | None = None,
+    block: int | None = None,
+) -> Attended:
+    """Attention as the package describes it, in blocks of `block` tokens.
+
+    Large blocks keep all cores busy, small ones skip more: by default a quarter of the keys, but
+    at least 128 and at most 512.
+    """
+    layout = _Layout.of(q, k, block)
+    if sofar is None:
+        sofar = Attended(jnp.zeros(q.shape, jnp.float32), jnp.full(q.shape[:3], MASKED))
+    rows = layout.rows(q), layout.rows(sofar.out), layout.rows(sofar.lse[..., None])
+    keys = layout.keys(k), layout.keys(v)
+    out, lse = _over_heads(_attend)(*rows, *keys, *layout.marks(q_places, k_places))
+    return Attended(layout.heads(out), layout.heads(lse)[..., 0])
+
+
+def gradients(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_places: Places,
+    k_places: Places,
+    lse: jax.Array,
+    shift: jax.Array,
+    d_out: jax.Array,
+    sums: tuple[jax.Array, jax.Array, jax.Array],
+    block: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients as the package describes them, in blocks of `block` tokens."""
+    layout = _Layout.of(q, k, block)
+    rows = (layout.rows(x) for x in (q, lse[..., None], shift[..., None], d_out, sums[0]))
+    keys = (layout.keys(x) for x in (k, v, *sums[1:]))
+    dq, dk, dv = _over_heads(_gradients)(*rows, *keys, *layout.marks(q_places, k_places))
+    return layout.heads(dq), layout.tokens(dk), layout.tokens(dv)
+
+
+class _Layout(NamedTuple):
+    """How heads lie in blocks, `[B, K, blocks, block, H]`; a group of heads shares a key head."""
+
+    length: int
+    keys_length: int
+    heads_of_keys: int
+    group: int
+    block: int
+
+    @classmethod
+    def of(cls, q: jax.Array, k: jax.Array | Quantized, block: int | None) -> _Layout:
+        """The layout for these queries and keys."""
+        _, heads_of_keys, length, _ = jax.tree.leaves(k)[0].shape
+        block = block or min(max(length // 4 // 128 * 128, 128), 512)
+        return cls(q.shape[2], length, heads_of_keys, q.shape[1] // heads_of_keys, block)
+
+    def rows(self, x: jax.Array) -> jax.Array:
+        """`[B, N, T, H]` as rows, token by token."""
+        batch, _, length, size = x.shape
+        x = x.reshape(batch, self.heads_of_keys, self.group, length, size).swapaxes(2, 3)
+        return _blocks(x.reshape(batch, self.heads_of_keys, -1, size), 2, self.block)
+
+    def keys(self, x: jax.Array | Quantized) -> jax.Array | Quantized:
+        """`[B, K, S, H]` in blocks."""
+        return jax.tree.map(partial(_blocks, axis=2, block=self.block), x)
+
+    def marks(self, q_places: Places, k_places: Places) -> tuple[Places, Places]:
+        """The places of rows and keys, `[B, blocks, block]`."""
+        q_marks = (_blocks(jnp.repeat(x, self.group, axis=1), 1, self.block) for x in q_places)
+        k_marks = (_blocks(x, 1, self.block) for x in k_places)
+        return Places(*q_marks), Places(*k_marks)
+
+    def heads(self, rows: jax.Array) -> jax.Array:
+        """Rows as `[B, N, T, H]`: the inverse of `rows`."""
+        batch, size = rows.shape[0], rows.shape[-1]
+        rows = rows.reshape(batch, self.heads_of_keys, -1, size)[:, :, : self.length * self.group]
+        rows = rows.reshape(batch, self.heads_of_keys, self.length, self.group, size)
+        return rows.swapaxes(2, 3).reshape(batch, -1, self.length, size)
+
+    def tokens(self, rows: jax.Array) -> jax.Array:
+        """Blocks of keys as `[B, K, S, H]`: the inverse of `keys`."""
+        batch, size = rows.shape[0], rows.shape[-1]
+        return rows.reshape(batch, self.heads_of_keys, -1, size)[:, :, : self.keys_length]
+
+
+def _blocks(x: Array, axis: int, block: int) -> jax.Array:
+    """Cut an axis into `[blocks, block]`, padded with zeros (segment 0, so never visible)."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, -x.shape[axis] % block)
+    x = jnp.pad(x, padding)
+    return x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
+
+
+def _over_heads(function: Callable) -> Callable:
+    """A function of one head's arrays over rows and key heads; the last two arguments are marks."""
+
+    def over(way: Callable, *args: object) -> object:
+        axes = (0,) * (len(args) - 2) + (None, None)
+        return way(way(function, in_axes=axes), in_axes=0)(*args)
+
+    def mapped(*args: object) -> object:
+        # On a CPU a head at a time stays in cache; elsewhere all heads at once fill the device.
+        return lax.platform_dependent(
+            *args, cpu=partial(over, _one_by_one), default=partial(over, jax.vmap)
+        )
+
+    return mapped
+
+
+def _one_by_one(function: Callable, in_axes: int | tuple[int | None, ...]) -> Callable:
+    """Like `jax.vmap` over leading axes, but one after another."""
+
+    def looped(*args: object) -> object:
+        axes = in_axes if isinstance(in_axes, tuple) else (in_axes,) * len(args)
+        mapped = tuple(arg for arg, axis in zip(args, axes, strict=True) if axis is not None)
+
+        def one(parts: tuple) -> object:
+            rest = iter(parts)
+            return function(
+                *(arg if axis is None else next(rest) for arg, axis in zip(args, axes, strict=True))
+            )
+
+        return lax.map(one, mapped)
+
+    return looped
+
+
+def reachable(q_marks: Places, k_marks: Places) -> jax.Array:
+    """Whether any query of a block may see any key of another: bool `[q blocks, k blocks]`."""
+    real = k_marks.segments != 0
+    earliest = jnp.where(real, k_marks.positions, jnp.iinfo(jnp.int32).max).min(-1)
+    in_time = earliest <= q_marks.positions.max(-1)[:, None]
+    first, last = (getattr(k_marks.segments, f)(-1) for f in ("min", "max"))
+    low, high = (getattr(q_marks.segments, f)(-1)[:, None] for f in ("min", "max"))
+    return in_time & (first <= high) & (last >= low) & (last > 0) & (high > 0)
+
+
+_times = partial(lax.dot_general, preferred_element_type=jnp.float32)
+_AB = (((1,), (0,)), ((), ()))
+_ABT = (((1,), (1,)), ((), ()))
+_ATB = (((0,), (0,)), ((), ()))
+
+
+def _attend(
+    q: jax.Array,
+    out: jax.Array,
+    lse: jax.Array,
+    k: jax.Array | Quantized,
+    v: jax.Array | Quantized,
+    q_marks: Places,
+    k_marks: Places,
+) -> tuple[jax.Array, jax.Array]:
+    """One head: `q, out [q blocks, block, H]`, `lse [q blocks, block, 1]`, keys and marks alike.
+
+    Running maximum and sum over key blocks (Milakov and Gimelshein 2018; Dao et al. 2022), which
+    begin with what was seen so far. Returns `out` and `lse`.
+    """
+
+    def one_block(parts: tuple) -> tuple[jax.Array, jax.Array]:
+        q_block, out, lse, marks, reach = parts
+
+        def add(carry: tuple, keys: tuple) -> tuple:
+            out, top, total = carry
+            k_block, v_block, k_mark = keys
+            scores = _times(q_block, plain(k_block, q.dtype), _ABT) * q.shape[-1] ** -0.5
+            scores = jnp.where(visible(marks, k_mark), scores, MASKED)
+            new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
+            weights = jnp.exp(scores - new_top)
+            shrink = jnp.exp(top - new_top)
+            out = out * shrink + _times(weights.astype(q.dtype), plain(v_block, q.dtype), _AB)
+            return out, new_top, total * shrink + weights.sum(-1, keepdims=True)
+
+        def step(carry: tuple, keys: tuple) -> tuple[tuple, None]:
+            seen, *rest = keys
+            return lax.cond(seen, add, lambda carry, _: carry, carry, tuple(rest)), None
+
+        began = lse > MASKED / 2
+        # What is masked weighs nothing against a top that is half as low.
+        start = out, jnp.where(began, lse, MASKED / 2), began.astype(jnp.float32)
+        (out, top, total), _ = lax.scan(step, start, (reach, k, v, k_marks))
+        safe_total = jnp.where(total > 0, total, 1.0)
+        return out / safe_total, jnp.where(total > 0, top + jnp.log(safe_total), MASKED)
+
+    return lax.map(one_block, (q, out, lse, q_marks, reachable(q_marks, k_marks)))
+
+
+def _gradients(
+    q: jax.Array,
+    lse: jax.Array,
+    shift: jax.Array,
+    d_out: jax.Array,
+    dq: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    dk: jax.Array,
+    dv: jax.Array,
+    q_marks: Places,
+    k_marks: Places,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Adds to one head's gradients, with the scores of a block pair made again."""
+    scale = q.shape[-1] ** -0.5
+
+    def one_block(sums: tuple, parts: tuple) -> tuple[tuple, jax.Array]:
+        q_block, lse_block, shift_block, d_block, dq_block, marks, reach = parts
+
+        def add(carry: tuple, index: jax.Array) -> tuple:
+            dq, dk, dv = carry
+            k_block, v_block = k[index], v[index]
+            mask = visible(marks, Places(k_marks.positions[index], k_marks.segments[index]))
+            scores = _times(q_block, k_block, _ABT) * scale
+            weights = jnp.where(mask, jnp.exp(scores - lse_block), 0.0)
+            d_weights = _times(d_block, v_block, _ABT)
+            d_scores = (weights * (d_weights - shift_block) * scale).astype(q.dtype)
+            dq = dq + _times(d_scores, k_block, _AB)
+            dk = dk.at[index].add(_times(d_scores, q_block, _ATB))
+            dv = dv.at[index].add(_times(weights.astype(q.dtype), d_block, _ATB))
+            return dq, dk, dv
+
+        def step(carry: tuple, part: tuple) -> tuple[tuple, None]:
+            seen, index = part
+            return lax.cond(seen, add, lambda carry, _: carry, carry, index), None
+
+        start = (dq_block, *sums)
+        (dq, dk, dv), _ = lax.scan(step, start, (reach, jnp.arange(k.shape[0])))
+        return (dk, dv), dq
+
+    parts = q, lse, shift, d_out, dq, q_marks, reachable(q_marks, k_marks)
+    (dk, dv), dq = lax.scan(one_block, (dk, dv), parts)
+    return dq, dk, dv
