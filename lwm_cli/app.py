@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lwm_cli import chat, convert, download, draw, film, needle, see, train
+from lwm_cli import chat, convert, download, draw, film, needle, plan, see, train
 from lwm_cli.completions import without_rich
 from lwm_cli.failures import DONE, FAILED, INTERRUPTED, explain
 from lwm_cli.options import Debug
@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (chat, see, draw, film, needle, train, convert, download):
+for module in (chat, see, draw, film, needle, plan, train, convert, download):
     app.command(name=module.__name__.rpartition(".")[2])(module.run)
 
 

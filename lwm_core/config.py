@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lwm_core.errors import ConfigError
 
@@ -14,6 +14,14 @@ LARGEST = 1e30
 
 END_MARKERS = 2
 """Vision ids after the codes: end of a frame, end of a picture or clip."""
+
+
+Remat = Literal["none", "attention", "block", "full"]
+
+REMATS: tuple[Remat, ...] = ("none", "attention", "block", "full")
+"""What the forward pass of training keeps for the backward pass, from all to the least: all values
+but copies of weights; the input and the attention of each block; the input of each block; that of
+every sqrt(L)-th."""
 
 
 @dataclass(frozen=True)

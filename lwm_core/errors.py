@@ -30,6 +30,10 @@ class ContextTooLong(UsageError):
     """The input does not fit the context; the message says what would fit."""
 
 
+class DoesNotFit(LwmError):
+    """A job that needs more memory than the devices have; the message says what would fit."""
+
+
 class MediaError(LwmError):
     """A picture or clip that can't be understood."""
 

@@ -5,18 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-Remat = Literal["none", "block", "attention", "full"]
-
-REMATS: tuple[Remat, ...] = ("none", "block", "attention", "full")
-"""What training keeps of a layer for the backward pass: everything that is no copy of the weights
-(`none`), its input and what attention gave (`attention`), its input (`block`), or that of every
-few layers only (`full`)."""
+from lwm_core.config import Remat
 
 
 RULES: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,55 +17,44 @@ from pathlib import Path
 import jax
 from jax.sharding import AxisType, Mesh
 
-from lwm_core.errors import ConfigError
-
-AXES = ("dp", "fsdp", "tp", "sp")
+from lwm_core.axes import AXES, parse_mesh
+from lwm_core.hardware import SLICES, Chip, Topology, recognise, this_cpu
 
 
 def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over `devices` (by default all) from a text like `dp=1,fsdp=4,tp=2,sp=1`.
+    """A mesh over `devices` (by default all) from a text that `axes.parse_mesh` reads.
 
-    An axis left out is 1; one axis may be -1 and takes what the others leave. `auto` is fsdp over
-    all accelerators, or a single device on a CPU. Raises ConfigError for a text that can't be
-    meant and for sizes that don't fit the devices.
+    `auto` is fsdp over all accelerators, or a single device on a CPU. Raises ConfigError for a
+    text that can't be meant and for sizes that don't fit the devices.
     """
     devices = jax.devices() if devices is None else devices
     if spec == "auto":
         devices = devices[:1] if devices[0].platform == "cpu" else devices
         spec = "fsdp=-1"
-    sizes = _fill(spec, _sizes(spec), len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    sizes = parse_mesh(spec, len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def _sizes(spec: str) -> dict[str, int]:
-    """The size of every axis as the text gives it."""
-    sizes = dict.fromkeys(AXES, 1)
-    for part in spec.split(","):
-        name, _, size = (word.strip() for word in part.partition("="))
-        if name not in AXES:
-            raise ConfigError(f"mesh {spec!r}: no axis is called {name!r}; use {', '.join(AXES)}")
-        if not re.fullmatch("-1|[1-9][0-9]*", size):
-            raise ConfigError(f"mesh {spec!r}: {name} is {size!r}, not a count or -1")
-        sizes[name] = int(size)
-    return sizes
+def this_topology(devices: Sequence[jax.Device] | None = None) -> Topology:
+    """The hardware that jax sees as `devices` (by default all), with the memory that it may use."""
+    devices = jax.devices() if devices is None else devices
+    device, count = devices[0], len(devices)
+    if device.platform == "cpu":
+        return Topology(this_cpu(count), count)
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    chip = recognise(device.platform, device.device_kind, memory)
+    hosts = len({device.process_index for device in devices})
+    return Topology(chip, count, hosts, _slice_shape(chip, devices))
 
 
-def _fill(spec: str, sizes: dict[str, int], devices: int) -> dict[str, int]:
-    """The sizes with -1 replaced, so that their product is the number of devices."""
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    if len(open_axes) > 1:
-        raise ConfigError(f"mesh {spec!r}: {' and '.join(open_axes)} are -1; only one axis can be")
-    given = {name: size for name, size in sizes.items() if size != -1}
-    product = math.prod(given.values())
-    if devices % product or (not open_axes and devices != product):
-        sums = " × ".join(f"{name} {size}" for name, size in given.items())
-        wanted = "a divisor of" if open_axes else "as many as"
-        raise ConfigError(
-            f"mesh {spec!r}: {sums} = {product}, but it must be {wanted} the {devices} devices here"
-        )
-    return {name: devices // product if size == -1 else size for name, size in sizes.items()}
+def _slice_shape(chip: Chip, devices: Sequence[jax.Device]) -> tuple[int, ...]:
+    """How TPUs lie, if they fill a box as a slice does; nothing for other devices."""
+    if chip.name not in SLICES:
+        return ()
+    sides = len(SLICES[chip.name][0])  # a flat slice has a third coordinate too
+    coordinates = zip(*(device.coords for device in devices), strict=True)
+    shape = tuple(len(set(along)) for along in coordinates)[:sides]
+    return shape if math.prod(shape) == len(devices) else ()
 
 
 def device_line(mesh: Mesh) -> str:

@@ -20,14 +20,17 @@ CLI = Path(lwm_cli.__file__).parent
 
 LAYERS = (
     {"errors", "types", "wording", "backend"},
-    {"config", "registry", "atomic"},
-    {"layers", "attention", "tokenizer", "tensor_files", "world", "media"},
-    {"tokenizer_json", "ring"},
+    {"config", "registry", "atomic", "hardware", "quantize"},
+    {"axes", "execution", "collectives", "kernels"},
+    {"costs", "mesh", "ring", "cache"},
+    {"plan", "attention"},
+    {"layers", "tokenizer", "tensor_files", "world", "media"},
+    {"tokenizer_json"},
     {"vocabulary", "chat_templates"},
     {"tokens", "transformer", "vqgan", "sampling", "hub"},
     {"weights"},
     {"formats"},
-    {"mesh", "checkpoint", "data", "download"},
+    {"checkpoint", "data", "download"},
     {"source"},
     {"load"},
     {"decode"},
@@ -37,7 +40,7 @@ LAYERS = (
 )
 """Modules and packages of the core from the bottom up; each uses only what stands below it."""
 
-STANDARD_LIBRARY_ONLY = ("errors", "config", "registry")
+STANDARD_LIBRARY_ONLY = ("errors", "config", "registry", "hardware", "axes", "costs", "plan")
 FORBIDDEN_CALLS = {"print", "input", "exit", "quit", "eval", "exec", "compile", "__import__"}
 WRITES_PICKLES = "lwm_core/formats/lwm_jax_writer.py"
 """It writes the original's format, which is a pickle, and reads none."""

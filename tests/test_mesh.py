@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +15,11 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from lwm_core.config import SIZES, ModelConfig
+from lwm_core.axes import AXES, MeshSizes, factorisations, misfit, parse_mesh
+from lwm_core.config import REMATS, SIZES, ModelConfig
 from lwm_core.errors import ConfigError
-from lwm_core.execution import REMATS, Execution
-from lwm_core.mesh import device_line, make_mesh, missed_gpu
+from lwm_core.execution import Execution
+from lwm_core.mesh import device_line, make_mesh, missed_gpu, this_topology
 from lwm_core.train.language import LanguageState, abstract_state, language_step, lay_out
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
 from lwm_core.transformer import Params, flatten, forward, init, parameters, shardings
@@ -135,6 +139,74 @@ def test_meshes() -> None:
     assert mesh.axis_types == (AxisType.Auto,) * 4
     assert dict(make_mesh("sp=2", jax.devices()[:2]).shape)["sp"] == 2
     assert make_mesh().size == 1  # on a CPU
+    assert dict(make_mesh("!1,-1,4,1").shape) == {"dp": 1, "fsdp": 2, "tp": 4, "sp": 1}
+    assert dict(make_mesh("1, 1, 2, 4").shape) == {"dp": 1, "fsdp": 1, "tp": 2, "sp": 4}
+
+
+@pytest.mark.parametrize("spec", ["dp=3", "fsdp=3,tp=2", "tp=7,sp=-1", "5,5,5,5", "dp=9,tp=-1"])
+@pytest.mark.parametrize("devices", [1, 8, 10, 64])
+def test_what_is_said_to_fit_fits(spec: str, devices: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_mesh(spec, devices)
+    advice = str(caught.value).rpartition("; ")[2].removesuffix(" would fit")
+    numbers = dict(zip(AXES, spec.split(","), strict=False)) if spec[0].isdigit() else {}
+    asked = numbers or dict(part.split("=") for part in spec.split(","))
+    asked |= dict(part.split("=") for part in advice.split(","))
+    assert parse_mesh(",".join(f"{axis}={size}" for axis, size in asked.items()), devices)
+
+
+def test_factorisations_are_all_and_each_once() -> None:
+    """A prime to the power of n goes to four axes in C(n + 3, 3) ways."""
+    for devices, ways in ((1, 1), (7, 4), (72, 20 * 10), (1024, 286)):
+        found = list(factorisations(devices))
+        assert len(set(found)) == len(found) == ways
+        assert {mesh.size for mesh in found} == {devices}
+
+
+def test_meshes_that_do_not_suit_the_model() -> None:
+    assert misfit(MeshSizes(fsdp=2, tp=2, sp=2), TINY, batch=4, context=64) is None
+    assert "tp = 8 does not divide the heads of the model: 4; 4" in misfit(MeshSizes(tp=8), TINY)
+    assert "key and value heads of the model: 2; 2 would" in misfit(MeshSizes(tp=4), TINY)
+    assert "dp × fsdp = 4 does not divide the batch of 6; 3 would" in misfit(
+        MeshSizes(2, 2), TINY, batch=6
+    )
+    assert "2 × sp = 16 does not divide the context of 24; 12" in misfit(
+        MeshSizes(sp=8), TINY, context=24
+    )
+
+
+def test_this_topology() -> None:
+    """The simulated devices share the machine."""
+    whole = this_topology(jax.devices()[:1])
+    parts = this_topology()
+    assert (whole.count, parts.count, str(parts)) == (1, 8, "8xcpu")
+    assert parts.chip.memory == whole.chip.memory // 8
+
+
+def played(platform: str, kind: str, hosts: int, shape: tuple[int, ...]) -> list[Any]:
+    """Devices that this machine does not have."""
+    places = list(itertools.product(*map(range, shape)))
+    return [
+        SimpleNamespace(
+            platform=platform,
+            device_kind=kind,
+            coords=place,
+            process_index=index * hosts // len(places),
+            memory_stats=lambda: {"bytes_limit": 15 << 30},
+        )
+        for index, place in enumerate(places)
+    ]
+
+
+def test_this_topology_of_accelerators() -> None:
+    cube = this_topology(played("tpu", "TPU v4", 4, (2, 2, 4)))
+    assert (str(cube), cube.count, cube.hosts, cube.chip.memory) == ("v4:2x2x4", 16, 4, 15 << 30)
+    square = this_topology(played("tpu", "TPU v5 lite", 1, (2, 4, 1)))
+    assert (str(square), square.shape) == ("v5e:2x4", (2, 4))
+    part = this_topology(played("tpu", "TPU v4", 1, (2, 2, 1))[:3])
+    assert (str(part), part.shape) == ("3xv4", ())
+    cards = this_topology(played("gpu", "NVIDIA H100 80GB HBM3", 2, (16,)))
+    assert (str(cards), cards.hosts, cards.chip.memory) == ("16xh100-80gb", 2, 15 << 30)
 
 
 def test_auto_takes_all_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,9 +220,13 @@ def test_auto_takes_all_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("spec", "reason"),
     [
-        ("fsdp=3,tp=2", "fsdp 3 × tp 2 × sp 1 = 6, but it must be as many as the 8 devices here"),
-        ("fsdp=4", "= 4, but it must be as many as the 8"),
-        ("dp=-1,tp=3", "fsdp 1 × tp 3 × sp 1 = 3, but it must be a divisor of the 8"),
+        ("fsdp=3,tp=2", "fsdp 3 × tp 2 × sp 1 = 6, but there are 8 devices; fsdp=4 would fit"),
+        ("fsdp=4", "= 4, but there are 8 devices; fsdp=8 would fit"),
+        ("fsdp=3,tp=5", "= 15, but there are 8 devices; fsdp=2,tp=4 would fit"),
+        ("dp=-1,tp=3", "fsdp 1 × tp 3 × sp 1 = 3, which does not divide 8; tp=4 would fit"),
+        ("1,2,3", "3 numbers; four are dp, fsdp, tp, sp"),
+        ("!1,-1,-1,1", "fsdp and tp are -1"),
+        ("1,1,0,8", "tp is '0'"),
         ("dp=-1,sp=-1", "dp and sp are -1; only one"),
         ("pp=8", "no axis is called 'pp'; use dp, fsdp, tp, sp"),
         ("fsdp=0", "fsdp is '0', not a count or -1"),

@@ -1,0 +1,212 @@
+"""`lwm plan`: whether a job fits some hardware, laid out how, and how long a step takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os.path
+from typing import Annotated
+
+import typer
+
+from lwm_cli import options
+from lwm_cli.ui import Screen, print_table
+from lwm_core import registry
+from lwm_core.config import SIZES, ModelConfig
+from lwm_core.costs import CacheDtype, Job, Work, count_parameters
+from lwm_core.errors import DoesNotFit
+from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
+from lwm_core.plan import MARGIN, Plan, longest_context, mesh_for, plan, smallest_slice, usual_theta
+
+VISION_VOCAB = 8448
+"""Vision ids of the published models that see."""
+
+Slices = dict[str, Topology | None]
+"""The smallest slice that is enough, by kind of TPU."""
+
+
+def run(
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--ctx",
+            parser=options.parse_length,
+            metavar="LENGTH",
+            help="Tokens of a row: 2048, 8k, 1m; by default what the model was made for.",
+        ),
+    ] = None,
+    job: Annotated[
+        Job,
+        typer.Option("--job", help="An update, the reading of a prompt, or one more token."),
+    ] = "train",
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="HARDWARE",
+            help="v5p-128, v4:4x4x4, 8xh100-80gb, 4x24gb or cpu; by default this machine.",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Rows of a step.")] = 1,
+    cache: Annotated[
+        CacheDtype | None,
+        typer.Option("--cache", help="Number format of keys and values; by default as --dtype."),
+    ] = None,
+    model: options.Model = options.DEFAULT_MODEL,
+    mesh: options.Mesh = "auto",
+    dtype: options.Dtype = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say whether a job fits some hardware, and how fast.
+
+    Nothing is loaded or computed: memory, work and traffic are counted. The model may also be one
+    of the original's sizes, such as 7b.
+    """
+    config = _config(model)
+    topology = _topology(on)
+    chosen = dtype or ("float32" if topology.chip.platform == "cpu" else "bfloat16")
+    work = Work(config, job, context or config.max_length, batch, chosen, cache or chosen)
+    sizes = None if mesh == "auto" else mesh_for(mesh, work, topology)
+    made = plan(work, topology, sizes)
+    longest = longest_context(work, topology, sizes)
+    slices = {kind: smallest_slice(work, kind) for kind in TPUS}
+    with Screen(quiet=quiet) as screen:
+        if work.context > config.max_length:
+            screen.note(_beyond(model, work))
+        if as_json:
+            typer.echo(json.dumps(_facts(model, made, longest, slices)))
+        else:
+            _print(model, made, longest, slices)
+    if not made.fits:
+        raise DoesNotFit(_lack(made, longest, slices))
+
+
+def _config(name: str) -> ModelConfig:
+    """The sizes of a model, if possible without opening it.
+
+    Raises ModelNotFound, FormatError, ConfigError.
+    """
+    if size := SIZES.get(name.lower()):
+        return size
+    path, card = registry.named_path(name), registry.find(name)
+    if path is None and card and card.embedded:
+        path = registry.embedded_path()
+    if path and os.path.isfile(path / "config.json"):  # False where the name is too long for one
+        from lwm_core.tensor_files import read_json
+
+        values = read_json(path / "config.json")
+        if {"hidden_size", "max_position_embeddings"} <= values.keys():
+            return ModelConfig.from_json(values)
+    elif card and card.repositories:
+        return dataclasses.replace(
+            SIZES["7b"],
+            max_length=card.context,
+            rope_theta=card.rope_theta,
+            vision_vocab=VISION_VOCAB if card.kind == "vision" else 0,
+        )
+    from lwm_core import backend
+
+    backend.prepare()  # before the next line brings in jax
+    from lwm_core.source import open_source
+
+    return open_source(name).config
+
+
+def _topology(text: str | None) -> Topology:
+    """The hardware that was named, or this machine. Raises ConfigError."""
+    if text:
+        return parse_topology(text)
+    from lwm_core import backend
+
+    backend.prepare()  # before the next line brings in jax
+    from lwm_core.mesh import this_topology
+
+    return this_topology()
+
+
+def _beyond(model: str, work: Work) -> str:
+    """What it takes to use a model beyond the context that it was made for."""
+    theta = max(usual_theta(work.context), work.config.rope_theta)
+    return (
+        f"{model} was made for {work.config.max_length:,} tokens and a rotary base of "
+        f"{work.config.rope_theta:g}; models of {work.context:,} are trained with {theta:g}"
+    )
+
+
+def _print(model: str, made: Plan, longest: int | None, slices: Slices) -> None:
+    """The plan as a table on standard output."""
+    work, topology = made.work, made.topology
+    billions = count_parameters(work.config) / 1e9
+    hosts = f", {topology.hosts} hosts" if topology.hosts > 1 else ""
+    typer.echo(
+        f"{model} ({billions:.3g} billion parameters): {work.job} on {work.batch} × "
+        f"{work.context:,} tokens\n{topology} ({topology.count} × "
+        f"{_gib(topology.chip.memory)}{hosts})\n"
+    )
+    found = {f"smallest {kind}": _shape(one) for kind, one in slices.items()}
+    rows = {
+        "mesh": str(made.mesh),
+        **({"rematerialisation": made.remat} if work.job == "train" else {}),
+        **_memory(made),
+        "FLOPs, all devices": _scaled(made.flops, "FLOP"),
+        "sent": _scaled(made.sent.bytes, "B"),
+        "step": _time(made.seconds),
+        "bound by": made.bound,
+        "tokens a second": f"{work.tokens / made.seconds:,.4g}",
+        "longest context": f"{longest:,}" if longest else "none",
+        **found,
+    }
+    print_table(["per device", "estimate>"], [[name, text] for name, text in rows.items()])
+
+
+def _memory(made: Plan) -> dict[str, str]:
+    """The parts of memory that the job has."""
+    names = {"cache": "KV cache"}
+    parts = dataclasses.asdict(made.memory) | {"total": made.memory.total}
+    return {names.get(part, part): _gib(size) for part, size in parts.items() if size}
+
+
+def _shape(one: Topology | None) -> str:
+    return f"{'x'.join(map(str, one.shape))} ({one.count})" if one else "none"
+
+
+def _facts(model: str, made: Plan, longest: int | None, slices: Slices) -> dict[str, object]:
+    """The plan for programs: bytes, seconds and FLOPs."""
+    return {
+        "model": model,
+        "parameters": count_parameters(made.work.config),
+        **made.to_json(),
+        "longest_context": longest,
+        "smallest_slices": {kind: str(one) if one else None for kind, one in slices.items()},
+    }
+
+
+def _lack(made: Plan, longest: int | None, slices: Slices) -> str:
+    """By how much the memory falls short, and what would be enough."""
+    enough = " or ".join(str(one) for one in slices.values() if one) or "no slice of TPUs"
+    shorter = f"a context of {longest:,} fits here, and " if longest else ""
+    return (
+        f"it does not fit: {_gib(made.memory.total)} are needed on each device, which has "
+        f"{_gib(made.topology.chip.memory)} ({1 - MARGIN:.0%} of it is kept free); "
+        f"{shorter}this context fits on {enough}"
+    )
+
+
+def _gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.2f} MiB"
+
+
+def _scaled(value: float, unit: str) -> str:
+    """A large number with the prefix that makes it short."""
+    power = min(int(math.log10(max(value, 1))) // 3, 6)
+    return f"{value / 1000**power:.3g} {' kMGTPE'[power].strip()}{unit}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:,.0f} min"

@@ -1,0 +1,322 @@
+"""Plans against counts by hand, the arrays that are really made, and measured programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lwm_core import costs, registry, transformer
+from lwm_core.axes import MeshSizes, factorisations, misfit
+from lwm_core.config import SIZES, ModelConfig
+from lwm_core.costs import PREFILL_CHUNK, Sent, Work
+from lwm_core.errors import ConfigError
+from lwm_core.hardware import GIB, SLICES, TPUS, parse_topology, tpu_slice
+from lwm_core.mesh import make_mesh, shardings
+from lwm_core.plan import (
+    MARGIN,
+    estimate,
+    fits,
+    longest_context,
+    mesh_for,
+    plan,
+    smallest_slice,
+    usual_theta,
+)
+
+LWM = SIZES["7b"]
+MILLION = 1 << 20
+
+TINY = ModelConfig(
+    text_vocab=40, vision_vocab=24, vision_codes=16, hidden=32, intermediate=48, layers=2,
+    heads=4, kv_heads=2, head_dim=8, max_length=256,
+)  # fmt: skip
+TIED = dataclasses.replace(TINY, tie_embeddings=True, vision_vocab=0, text_vocab=41, hidden=24)
+
+REMATS = ("none", "attention", "block", "full")
+
+
+# Weights
+
+
+@pytest.mark.parametrize("config", [*SIZES.values(), TINY, TIED])
+def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
+    assert costs.count_parameters(config) == transformer.count_parameters(config)
+
+
+@pytest.mark.parametrize("config", [LWM, TINY, TIED])
+@pytest.mark.parametrize("spec", ["fsdp=8", "dp=2,tp=2,sp=2", "tp=2,fsdp=4", "sp=8", "dp=8"])
+def test_parameters_of_one_device_are_those_of_its_shards(config: ModelConfig, spec: str) -> None:
+    mesh = make_mesh(spec)
+    places = transformer.flatten(shardings(config, mesh))
+    shards = (
+        math.prod(places[name].shard_shape(parameter.shape))
+        for name, parameter in transformer.parameters(config).items()
+    )
+    assert costs.count_parameters(config, MeshSizes(**mesh.shape)) == sum(shards)
+
+
+# FLOPs
+
+
+def test_flops_by_hand() -> None:
+    """One layer of 32: q and o 32x32, k and v 16x32, three of 48x32; a head of 64x32."""
+    layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32
+    pairs = int(np.tril(np.ones((64, 64))).sum())
+    attention = 2 * 3 * pairs * (2 * 32 + 2 * 32)  # layers, rows, scores and sums
+    tokens = 3 * 64
+    prefill = costs.flops(Work(TINY, "prefill", 64, 3))
+    assert prefill == 2 * 2 * layer * tokens + 2 * 64 * 32 * 3 + attention
+    decode = costs.flops(Work(TINY, "decode", 64, 3))
+    assert decode == 2 * 2 * layer * 3 + 2 * 64 * 32 * 3 + 2 * 3 * 64 * (2 * 32 + 2 * 32)
+    train = costs.flops(Work(TINY, "train", 64, 3), "none")
+    assert train == 6 * 2 * layer * tokens + 8 * 64 * 32 * tokens + 3.5 * attention
+
+
+def test_flops_are_about_six_for_each_parameter_and_token() -> None:
+    """Short rows; without the table of embeddings, which is only looked up."""
+    numbers = transformer.count_parameters(LWM) - LWM.vocab * LWM.hidden
+    counted = costs.flops(Work(LWM, "train", 128, 64), "none")
+    assert counted == pytest.approx(6 * numbers * 128 * 64, rel=0.02)
+
+
+def test_what_is_not_kept_is_computed_again() -> None:
+    work = Work(LWM, "train", 32768)
+    flops = [costs.flops(work, remat) for remat in REMATS]
+    kept = [costs.memory(work, MeshSizes(), remat).activations for remat in REMATS]
+    assert flops == sorted(flops)
+    assert kept == sorted(kept, reverse=True)
+    forward = costs.flops(Work(LWM, "prefill", 32768))
+    assert flops[2] - flops[0] < forward < flops[3] - flops[0] < 2 * forward
+
+
+# Memory
+
+
+@pytest.mark.parametrize(("rows", "slots"), [(1, 256), (3, 100)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_cache_is_as_large_as_the_one_that_is_made(rows: int, slots: int, dtype: str) -> None:
+    cache = transformer.empty_cache(TINY, rows, slots, jnp.dtype(dtype))
+    arrays = [leaf for leaf in jax.tree.leaves(cache) if leaf.ndim]
+    work = Work(TINY, "decode", slots, rows, cache_dtype=dtype)
+    assert costs.memory(work, MeshSizes()).cache == sum(one.nbytes for one in arrays)
+
+
+def test_the_cache_is_cut_by_rows_heads_and_slots() -> None:
+    work = Work(LWM, "decode", MILLION, 4)
+    whole = costs.memory(work, MeshSizes()).cache
+    keys = whole - 4 * MILLION * 8  # without positions and segments, which heads do not cut
+    assert costs.memory(work, MeshSizes(2, 2, 1, 4)).cache == whole // 16
+    assert costs.memory(work, MeshSizes(tp=8)).cache == keys // 8 + 4 * MILLION * 8
+    small = costs.memory(dataclasses.replace(work, cache_dtype="int8"), MeshSizes()).cache
+    assert small == keys // 2 * 132 // 128 + 4 * MILLION * 8  # heads of 128, a scale each
+
+
+@pytest.mark.parametrize(
+    ("mesh", "peak"),
+    [
+        (MeshSizes(sp=64), 11.1),
+        (MeshSizes(sp=128), 6.0),
+        (MeshSizes(sp=256), 3.1),
+        (MeshSizes(tp=4, sp=16), 25.5),
+    ],
+    ids=str,
+)
+def test_memory_is_near_what_a_compiler_said(mesh: MeshSizes, peak: float) -> None:
+    """Peaks in GiB of another program of this structure, compiled for TPUs: 7B, a million."""
+    total = costs.memory(Work(LWM, "train", MILLION), mesh, "block").total
+    assert total / GIB == pytest.approx(peak, rel=0.1)
+
+
+def test_training_keeps_float32_state() -> None:
+    memory = costs.memory(Work(TINY, "train", 64), MeshSizes())
+    numbers = transformer.count_parameters(TINY)
+    assert (memory.parameters, memory.optimizer) == (4 * numbers, 8 * numbers)
+    assert memory.gradients == 4 * numbers
+    assert memory.activations == 2 * 64 * 32 * 2  # two layers' inputs in bfloat16
+    inference = costs.memory(Work(TINY, "decode", 64), MeshSizes())
+    assert (inference.parameters, inference.optimizer, inference.activations) == (2 * numbers, 0, 0)
+
+
+@pytest.mark.parametrize("job", ["train", "prefill", "decode"])
+@pytest.mark.parametrize("axis", ["fsdp", "tp", "sp"])
+def test_more_devices_never_need_more_each(job: str, axis: str) -> None:
+    """From two on: with the first cut come buffers for what is gathered and what travels."""
+    for remat, batch in itertools.product(REMATS, (32, 64)):
+        work = Work(LWM, job, 131072, batch)
+        ways = [MeshSizes(**{axis: 2**power}) for power in range(1, 6)]
+        totals = [costs.memory(work, mesh, remat).total for mesh in ways]
+        assert totals == sorted(totals, reverse=True)
+
+
+# Traffic
+
+
+def test_nothing_is_sent_by_one_device() -> None:
+    for job in ("train", "prefill", "decode"):
+        assert costs.sent(Work(LWM, job, 4096), MeshSizes()) == Sent(0, 0)
+
+
+def test_what_travels_the_ring_by_hand() -> None:
+    """Inference sends keys and values of 2 layers, 16 numbers in bfloat16 each, of what is read."""
+    length = 4 * PREFILL_CHUNK  # two chunks on each of two devices
+    work = Work(dataclasses.replace(TINY, hidden=33), "prefill", length)  # weights stay whole
+    weights = costs.sent(Work(work.config, "decode", length), MeshSizes(fsdp=2)).bytes
+    half, whole = PREFILL_CHUNK, 2 * PREFILL_CHUNK
+    keys = 2 * (half + whole) * 2 * 16 * 2
+    assert costs.sent(work, MeshSizes(sp=2)).bytes == keys + 2 * weights
+
+
+def test_gradients_are_summed_over_copies() -> None:
+    """Each of two copies sends the float32 gradients of half of the weights, and half the sums."""
+    sent = costs.sent(Work(TINY, "train", 64, 2), MeshSizes(dp=2))
+    assert sent.bytes == pytest.approx(4 * transformer.count_parameters(TINY))
+
+
+def test_gathered_weights_by_hand() -> None:
+    """Forward and backward in bfloat16, gradients in float32; three quarters come from others."""
+    matrices = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32)
+    table = 64 * 32
+    sent = costs.sent(Work(TINY, "train", 64, 4), MeshSizes(fsdp=4))
+    assert sent.bytes == 0.75 * (2 * 2 * (matrices + table) + 4 * (matrices + 2 * table))
+
+
+def test_sums_over_heads_by_hand() -> None:
+    """Twice a layer in inference, [1, 64, 32] in bfloat16, sent and received by halves."""
+    assert costs.sent(Work(TINY, "prefill", 64), MeshSizes(tp=2)).bytes == 2 * 2 * 64 * 32 * 2
+
+
+# Plans
+
+HARDWARE = ("v4-8", "v4:4x4x8", "v5e-64", "v5p:8x8x16", "v6e-1", "3x24gb", "8xh100", "16xh200")
+JOBS = [
+    *itertools.product([LWM], ["train", "prefill", "decode"], [8192, MILLION], [1, 48]),
+    *itertools.product([SIZES["3b"], TINY], ["train", "decode"], [3072], [1, 6]),
+]
+
+
+@pytest.mark.parametrize("on", HARDWARE)
+def test_what_is_chosen_divides_and_is_the_best(on: str) -> None:
+    topology = parse_topology(on)
+    for job in JOBS:
+        work = Work(*job)
+        reasons = (
+            misfit(mesh, work.config, batch=work.batch, context=work.context)
+            for mesh in factorisations(topology.count)
+        )
+        if None not in reasons:
+            with pytest.raises(ConfigError, match="no mesh of"):
+                plan(work, topology)
+            continue
+        made = plan(work, topology)
+        mesh = made.mesh
+        assert mesh.size == topology.count
+        assert work.config.heads % mesh.tp == work.config.kv_heads % mesh.tp == 0
+        assert work.batch % (mesh.dp * mesh.fsdp) == 0
+        assert mesh.sp == 1 or work.context % (2 * mesh.sp) == 0
+        assert made.fits == fits(work, topology)
+        assert made.fits == (made.memory.total <= MARGIN * topology.chip.memory)
+        assert made.seconds == max(made.times) == getattr(made.times, made.bound)
+        rivals = [MeshSizes(sp=topology.count), MeshSizes(fsdp=topology.count)]
+        for rival in rivals:
+            if misfit(rival, work.config, batch=work.batch, context=work.context) is None:
+                other = plan(work, topology, rival)
+                assert made.fits or not other.fits
+                assert not other.fits or made.seconds <= 1.05 * other.seconds
+
+
+def test_well_known_choices() -> None:
+    def chosen(*work, on: str) -> MeshSizes:
+        return plan(Work(LWM, *work), parse_topology(on)).mesh
+
+    assert chosen("train", 4096, 64, on="8xh100") == MeshSizes(fsdp=8)
+    assert chosen("train", MILLION, 1, on="v4-128") == MeshSizes(sp=64)
+    assert chosen("decode", 4096, 1, on="8xh100") == MeshSizes(tp=8)
+    assert chosen("decode", 4096, 1, on="h100") == MeshSizes()
+
+
+def test_decoding_takes_as_long_as_reading_the_weights() -> None:
+    """A short context on one H100 (3.35 TB/s): 7B in bfloat16, without the embeddings."""
+    made = plan(Work(LWM, "decode", 256), parse_topology("h100"))
+    weights = 2 * (transformer.count_parameters(LWM) - LWM.vocab * LWM.hidden)
+    assert made.bound == "memory"
+    assert made.seconds == pytest.approx(weights / 3.35e12 / 0.7, rel=0.02)
+
+
+def test_time_is_work_over_half_of_the_peak() -> None:
+    work, topology = Work(LWM, "train", 32768), parse_topology("v5p-8")
+    made = estimate(work, topology, MeshSizes(sp=4), "block")
+    assert made.times.compute == pytest.approx(made.flops / 4 / (459e12 / 2))
+    slow = estimate(dataclasses.replace(work, dtype="float32"), topology, MeshSizes(sp=4), "block")
+    assert slow.times.compute == 4 * made.times.compute
+
+
+@pytest.mark.parametrize("job", ["train", "prefill", "decode"])
+@pytest.mark.parametrize("kind", TPUS)
+def test_longer_contexts_on_larger_slices(job: str, kind: str) -> None:
+    work = Work(LWM, job, 4096)
+    lengths = [longest_context(work, tpu_slice(kind, shape)) or 0 for shape in SLICES[kind]]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] > MILLION
+
+
+def test_the_longest_context_is_the_longest() -> None:
+    work, topology = Work(LWM, "train", 4096), parse_topology("8xh100")
+    longest = longest_context(work, topology)
+    power = longest.bit_length() - 1
+    assert fits(dataclasses.replace(work, context=longest), topology)
+    assert longest % (1 << (power - 2)) == 0
+    assert not fits(dataclasses.replace(work, context=longest + (1 << (power - 2))), topology)
+    assert longest_context(work, parse_topology("24gb")) is None
+    whole = MeshSizes(fsdp=8)
+    assert longest_context(dataclasses.replace(work, batch=8), topology, whole) < longest
+
+
+@pytest.mark.parametrize("kind", TPUS)
+def test_the_smallest_slice_is_the_smallest(kind: str) -> None:
+    work = Work(LWM, "train", MILLION)
+    smallest = smallest_slice(work, kind)
+    place = SLICES[kind].index(smallest.shape)
+    assert plan(work, smallest).fits
+    assert not any(fits(work, tpu_slice(kind, shape)) for shape in SLICES[kind][:place])
+    assert smallest_slice(dataclasses.replace(work, context=MILLION << 12), kind) is None
+
+
+def test_meshes_by_name() -> None:
+    work, topology = Work(LWM, "train", 32768, 8), parse_topology("8xh100")
+    assert mesh_for("auto", work, topology) == plan(work, topology).mesh
+    assert mesh_for("8x24gb", work, topology) == plan(work, parse_topology("8x24gb")).mesh
+    assert mesh_for("1,-1,4,1", work, topology) == MeshSizes(1, 2, 4, 1)
+    assert mesh_for("tp=2,sp=-1", work, topology) == MeshSizes(tp=2, sp=4)
+    with pytest.raises(ConfigError, match="for 64 devices, and there are 8"):
+        mesh_for("v4-128", work, topology)
+    with pytest.raises(ConfigError, match="no axis is called 'h1000'"):
+        mesh_for("h1000", work, topology)
+
+
+def test_meshes_that_cannot_be() -> None:
+    with pytest.raises(ConfigError, match="tp=3,sp=1: tp = 3 does not divide the heads"):
+        plan(Work(LWM, "train", 4096), parse_topology("3x24gb"), MeshSizes(tp=3))
+    with pytest.raises(ConfigError, match=r"no mesh of 3 devices divides 32 .* multiple of 6"):
+        plan(Work(LWM, "train", 4096), parse_topology("3x24gb"))
+
+
+@pytest.mark.parametrize("card", registry.PUBLISHED, ids=lambda card: card.name)
+def test_usual_rotary_bases_are_those_of_the_text_models(card: registry.Card) -> None:
+    if card.kind != "vision":  # those keep the base of the longest
+        assert usual_theta(card.context) == card.rope_theta
+    assert usual_theta(1) == 1e6
+    assert usual_theta(1 << 24) == 5e7
+
+
+def test_planning_needs_the_standard_library_only() -> None:
+    program = "import sys, lwm_core.plan; print({'jax', 'numpy'} & sys.modules.keys())"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert ran.stdout == b"set()\n"
