@@ -14,9 +14,9 @@ DEFAULT_MODEL = "nano"
 _LENGTH_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 
 
-def parse_length(text: str) -> int:
-    """A number of tokens as people write it: `2048`, `8k` (8192), `1m` (1048576)."""
-    written = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", text.lower())
+def parse_length(text: str | int) -> int:
+    """A number of tokens as people write it: `2048`, `8k` (8192), `1m` (1048576); or a default."""
+    written = re.fullmatch(r"(\d+(?:\.\d+)?)([km]?)", str(text).lower())
     length = float(written[1]) * _LENGTH_UNITS[written[2]] if written else 0.0
     if length < 1 or not length.is_integer():
         raise typer.BadParameter(f"{text!r} is no length; write for example 2048, 8k or 1m")

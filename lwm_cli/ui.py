@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.progress import TaskID
+    from rich.table import Table
 
     from lwm_core.types import Frame, Progress
 
@@ -82,6 +83,11 @@ class Screen:
                 self._shown_board().show(list(latest.values()))
             if event.complete:
                 yield event
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table above the bars as it is now, as `print_table` takes it."""
+        if self.is_terminal and not self.quiet:
+            self._shown_board().show_table(headings, rows)
 
     def clear(self) -> None:
         """Take the bars away, for example because the answer begins."""
@@ -147,6 +153,11 @@ class _Board:
         self._picture = HalfBlocks(grid(np.stack(pictures)))
         self._live.update(Group(self._picture, self._bars))
 
+    def show_table(self, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        from rich.console import Group
+
+        self._live.update(Group(_table(headings, rows), self._bars))
+
     def close(self) -> None:
         """Take the bars away; the last picture stays."""
         if self._picture:
@@ -199,6 +210,12 @@ class HalfBlocks:
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a table to standard output; a column whose heading ends in `>` is flush right."""
     from rich.console import Console
+
+    width = None if is_terminal(sys.stdout) else TABLE_COLUMNS_IN_A_FILE
+    Console(width=width, highlight=False, markup=False).print(_table(headings, rows))
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -209,8 +226,7 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         )
     for row in rows:
         table.add_row(*row)
-    width = None if is_terminal(sys.stdout) else TABLE_COLUMNS_IN_A_FILE
-    Console(width=width, highlight=False, markup=False).print(table)
+    return table
 
 
 def _show_log() -> None:

@@ -13,7 +13,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lwm_core.config import Remat
 
-
 RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tp",),
     "heads": ("tp",),

@@ -1,11 +1,11 @@
-"""The questions of the needle test: stretches of a haystack with needles in them."""
+"""The questions of the needle test, and the stretches of a haystack that they are hidden in."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, groupby, islice
 
 import numpy as np
 
@@ -24,8 +24,8 @@ class NeedleConfig:
 
     `lengths` in tokens, `depths` in percent of the context; `needles` are hidden and `asked` of
     them asked for, in `rounds` different stretches of the haystack. `reserve` tokens of a length
-    are kept for question and answer (at most a third of it), as many rows as hold `batch_tokens`
-    are answered at once. Raises UsageError for what can't be tried.
+    are kept for question and answer (at most a third of it).
+    Raises UsageError for what can't be tried.
     """
 
     lengths: tuple[int, ...]
@@ -35,11 +35,15 @@ class NeedleConfig:
     rounds: int = 1
     seed: int = 0
     reserve: int = 200
-    batch_tokens: int = 32768
 
     def __post_init__(self) -> None:
         if not self.lengths or not self.depths or self.rounds < 1:
             raise UsageError("the needle test needs at least one length, one depth and one round")
+        if not all(isinstance(length, int) and length > 0 for length in self.lengths):
+            raise UsageError(f"lengths are whole numbers of tokens, not {self.lengths}")
+        for name, values in (("lengths", self.lengths), ("depths", self.depths)):
+            if len(set(values)) < len(values):
+                raise UsageError(f"so many {name} lie too close together: try fewer --{name}")
         if not all(0 <= depth <= 100 for depth in self.depths):
             raise UsageError(f"depths are percent, from 0 to 100, not {self.depths}")
         if not 1 <= self.asked <= self.needles:
@@ -68,13 +72,15 @@ class NeedleConfig:
 
 @dataclass(frozen=True)
 class NeedleCase:
-    """One question: `prompt` and its answer fit into `length` tokens."""
+    """One question; no other of its test is equal to it.
+
+    Prompt and answer fit into `length` tokens; the needles lie in the stretch of this `round`.
+    """
 
     length: int
     round: int
     needles: tuple[Needle, ...]
     asked: tuple[Needle, ...]
-    prompt: str
 
 
 def evenly(low: float, high: float, count: int) -> tuple[int, ...]:
@@ -82,27 +88,60 @@ def evenly(low: float, high: float, count: int) -> tuple[int, ...]:
     return tuple(int(number) for number in np.round(np.linspace(high, low, count))[::-1])
 
 
-def cases(
-    config: NeedleConfig, tokenizer: AnyTokenizer, haystack: Iterable[str]
-) -> Iterator[NeedleCase]:
-    """The questions of a test: length by length, depth by depth, round by round.
-
-    `haystack` is a list of passages. Lengths are counted in ids of `tokenizer`, depths in parts of
-    its `split`, which are the same but for prefixes.
-    Raises UsageError when a length is too short for its needles.
-    """
+def cases(config: NeedleConfig) -> list[NeedleCase]:
+    """The questions of a test: length by length, depth by depth, round by round."""
     generator = random.Random(config.seed)
-    passages = cycle(haystack)
-    stretches = [_fill(passages, max(config.lengths), tokenizer) for _ in range(config.rounds)]
-    for length in config.lengths:
-        # The original leaves the begin token in the context, as the literal text `<s>`.
-        texts = [tokenizer.decode(ids[:length], skip_special=False) for ids in stretches]
-        trimmed = [tokenizer.split(text) for text in texts]
-        for depth in config.depths if config.needles == 1 else (None,):
-            for number, parts in enumerate(trimmed):
-                needles, asked = _draw(config, generator, depth)
-                prompt = _fit(config, tokenizer, length, parts, needles, asked)
-                yield NeedleCase(length, number, needles, asked, prompt)
+    return [
+        NeedleCase(length, number, *_draw(config, generator, depth))
+        for length in config.lengths
+        for depth in (config.depths if config.needles == 1 else (None,))
+        for number in range(config.rounds)
+    ]
+
+
+class Haystack:
+    """The text of a test: for every round a stretch, of which each length takes the begin.
+
+    Lengths are counted in ids of `tokenizer`, depths in parts of its `split`, which are the same
+    but for prefixes. `repeats` says that the text was laid end to end to fill a stretch.
+    """
+
+    def __init__(
+        self,
+        config: NeedleConfig,
+        tokenizer: AnyTokenizer,
+        passages: Sequence[str],
+        *,
+        repeat: bool = False,
+    ):
+        """Cut the stretches one behind the other; behind the last passage stands the first again.
+
+        Raises UsageError when all `passages` don't fill the longest length; with `repeat` they
+        are laid end to end until they do.
+        """
+        self.repeats = False
+        self._config, self._tokenizer = config, tokenizer
+        endless = cycle(passages)
+        self._stretches = []
+        for _ in range(config.rounds):
+            source = endless if repeat else islice(endless, len(passages))
+            ids, taken = _stretch(source, max(config.lengths), tokenizer)
+            self._stretches.append(ids)
+            self.repeats |= taken > len(passages)
+
+    def prompts(self, cases: Iterable[NeedleCase]) -> Iterator[str]:
+        """What the model reads: for each case its context, with the needles in it, and question.
+
+        Raises UsageError when a length is too short for its needles.
+        """
+        for length, group in groupby(cases, key=lambda case: case.length):
+            # The original leaves the begin token in the context, as the literal text `<s>`.
+            texts = [
+                self._tokenizer.decode(ids[:length], skip_special=False) for ids in self._stretches
+            ]
+            contexts = [self._tokenizer.split(text) for text in texts]
+            for case in group:
+                yield _fit(self._config, self._tokenizer, case, contexts[case.round])
 
 
 def hide(parts: list[bytes], needle: list[bytes], depth: float, limit: int) -> list[bytes]:
@@ -122,18 +161,27 @@ def hide(parts: list[bytes], needle: list[bytes], depth: float, limit: int) -> l
     return parts[:place] + needle + parts[place:]
 
 
-def _fill(passages: Iterator[str], size: int, tokenizer: AnyTokenizer) -> list[int]:
-    """The ids of the next passages, joined: as few as hold `size` tokens."""
-    text = ""
+def _stretch(passages: Iterable[str], size: int, tokenizer: AnyTokenizer) -> tuple[list[int], int]:
+    """The ids of the next passages, joined, and how many: as few as hold `size` tokens.
+
+    Raises UsageError when they end before.
+    """
+    taken: list[str] = []
     ids: list[int] = []
-    while len(ids) < size:
-        missing = size - len(ids)
-        while missing > 0:
-            passage = next(passages)
-            text += passage
-            missing -= len(tokenizer.encode(passage))
-        ids = tokenizer.encode(text)
-    return ids
+    at_most = 0  # tokens: joined, passages have fewer than one by one
+    for passage in passages:
+        taken.append(passage)
+        at_most += len(tokenizer.encode(passage))
+        if at_most >= size:
+            ids = tokenizer.encode("".join(taken))
+            if len(ids) >= size:
+                return ids, len(taken)
+            at_most = len(ids)
+    ids = tokenizer.encode("".join(taken))
+    raise UsageError(
+        f"the haystack has {len(ids)} tokens, the longest context needs {size}: "
+        "take a longer text or a smaller --ctx"
+    )
 
 
 def _draw(
@@ -156,27 +204,23 @@ def _draw(
 
 
 def _fit(
-    config: NeedleConfig,
-    tokenizer: AnyTokenizer,
-    length: int,
-    parts: list[bytes],
-    needles: Sequence[Needle],
-    asked: Sequence[Needle],
+    config: NeedleConfig, tokenizer: AnyTokenizer, case: NeedleCase, parts: list[bytes]
 ) -> str:
     """The prompt with the longest context that leaves the reserve, and room for the answer."""
-    hidden = [(tokenizer.split(needle.text), needle.depth) for needle in needles]
-    limit = length - min(config.reserve, length // 3)
+    hidden = [(tokenizer.split(needle.text), needle.depth) for needle in case.needles]
+    limit = case.length - min(config.reserve, case.length // 3)
     while limit > sum(len(needle) for needle, _ in hidden):
         mixed = parts
         for needle, depth in hidden:
             mixed = hide(mixed, needle, depth, limit)
         context = b"".join(mixed).decode("utf-8", "ignore")
-        prompt = ask(context, [needle.city for needle in asked], of=len(needles))
-        excess = len(tokenizer.encode(prompt)) + config.answer_tokens - length
+        prompt = ask(context, [needle.city for needle in case.asked], of=len(hidden))
+        excess = len(tokenizer.encode(prompt)) + config.answer_tokens - case.length
         if excess <= 0:
             return prompt
         limit -= excess
-    hidden_things = "a needle" if len(needles) == 1 else f"{len(needles)} needles"
+    hidden_things = "a needle" if len(hidden) == 1 else f"{len(hidden)} needles"
     raise UsageError(
-        f"a length of {length} tokens is too short for {hidden_things}, a question and an answer"
+        f"a length of {case.length} tokens is too short for {hidden_things}, a question and an "
+        "answer"
     )

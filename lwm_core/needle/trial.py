@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 from lwm_core.data.prose import read_prose
 from lwm_core.errors import ContextTooLong
-from lwm_core.needle.questions import NeedleCase, NeedleConfig, cases
+from lwm_core.needle.memory import cache_bytes, free_memory, rows_that_fit
+from lwm_core.needle.questions import Haystack, NeedleCase, NeedleConfig, cases
+from lwm_core.needle.results import NeedleResult
 
 if TYPE_CHECKING:
     from lwm_core.load import LoadedModel
     from lwm_core.types import Progress
-
-
-@dataclass(frozen=True)
-class NeedleResult:
-    """What the model answered, and for every asked needle whether its number was there."""
-
-    case: NeedleCase
-    answer: str
-    found: tuple[bool, ...]
 
 
 def score(answer: str, numbers: Sequence[str]) -> tuple[bool, ...]:
@@ -30,36 +22,64 @@ def score(answer: str, numbers: Sequence[str]) -> tuple[bool, ...]:
     return tuple(number in answer for number in numbers)
 
 
-def run(
-    model: LoadedModel,
-    config: NeedleConfig,
-    haystack: Iterable[str] | None = None,
-    *,
-    on_progress: Callable[[Progress], None] | None = None,
-) -> Iterator[NeedleResult]:
-    """Ask a model all questions, greedily, and yield its results in their order.
+def hide_in(
+    model: LoadedModel, config: NeedleConfig, passages: Sequence[str] | None = None
+) -> Haystack:
+    """The haystack of a test of a model; without passages the package's novel, as often as needed.
 
-    Raises ContextTooLong when a length is over the model's, UsageError as `cases` does.
+    Raises ContextTooLong when a length is over the model's, UsageError as `Haystack` does.
     """
-    # Here, so that cases are made and results drawn without an accelerator library.
-    from lwm_core.generate import complete
-    from lwm_core.sampling import Sampling
-
     if max(config.lengths) > model.config.max_length:
         raise ContextTooLong(
             f"{max(config.lengths)} tokens are more than the context of {model.name}: "
             f"try lengths up to {model.config.max_length}"
         )
-    questions = cases(config, model.tokenizer, haystack or read_prose())
-    for length, group in groupby(questions, key=lambda case: case.length):
-        while rows := list(islice(group, max(1, config.batch_tokens // length))):
+    return Haystack(config, model.tokenizer, passages or read_prose(), repeat=not passages)
+
+
+def run(
+    model: LoadedModel,
+    config: NeedleConfig,
+    haystack: Haystack | None = None,
+    *,
+    answered: Collection[NeedleCase] = (),
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Iterator[NeedleResult]:
+    """Ask a model all questions but those `answered`, greedily, and yield results in their order.
+
+    As many are asked at once as memory holds. Raises ContextTooLong when a length is over the
+    model's, UsageError as `Haystack` does.
+    """
+    # Here, so that cases are made and results drawn without an accelerator library.
+    from lwm_core.generate import complete
+    from lwm_core.sampling import Sampling
+
+    haystack = haystack or hide_in(model, config)
+    done = set(answered)
+    for length, group in groupby(cases(config), key=lambda case: case.length):
+        waiting = [case for case in group if case not in done]
+        prompts = haystack.prompts(waiting)
+        for rows in _batches(waiting, _rows_at_once(model, length)):
+            texts = list(islice(prompts, len(rows)))
             answers = complete(
                 model,
-                [case.prompt for case in rows],
+                texts,
                 sampling=Sampling(temperature=0.0),
                 max_tokens=config.answer_tokens,
                 on_progress=on_progress,
             )
-            for case, answer in zip(rows, answers, strict=True):
+            for case, text, answer in zip(rows, texts, answers, strict=True):
                 found = score(answer, [needle.number for needle in case.asked])
-                yield NeedleResult(case, answer, found)
+                present = tuple(needle.text in text for needle in case.needles)
+                yield NeedleResult(case, answer, found, present)
+
+
+def _rows_at_once(model: LoadedModel, length: int) -> int:
+    """How many questions of this length memory holds now."""
+    row = cache_bytes(model.config, length, model.how.dtype.itemsize)
+    return rows_that_fit(free_memory(model.how.mesh.devices.flat), row)
+
+
+def _batches(waiting: Sequence[NeedleCase], size: int) -> Iterator[Sequence[NeedleCase]]:
+    for start in range(0, len(waiting), size):
+        yield waiting[start : start + size]
