@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import jax
-from jax import lax
 
 from lwm_core.errors import UsageError
 from lwm_core.execution import Execution
@@ -44,9 +44,12 @@ def attend(
     always) the others follow in the table's order. Keys that are `cached` stay where they are and
     have no gradients; others travel.
     """
+    travelling = visiting_attention if cached else ring_attention
     for name in sorted(IMPLEMENTATIONS, key=lambda name: name != how.attention):
         try:
-            attended = IMPLEMENTATIONS[name](q, k, v, q_places, k_places, how, cached)
+            kernel = IMPLEMENTATIONS[name](q, how)
+            way = partial(travelling, kernel) if kernel else dense.attend
+            attended = way(q, k, v, q_places, k_places)
         except NotImplementedError:
             continue
         LOG.debug("attention of queries %s: %s", q.shape, name)
@@ -61,44 +64,30 @@ def check_implementation(name: str) -> None:
         raise UsageError(f"attention {name!r} is unknown; choose one of {known}")
 
 
-def _dense(
-    q: jax.Array,
-    k: jax.Array | Quantized,
-    v: jax.Array | Quantized,
-    q_places: Places,
-    k_places: Places,
-    how: Execution,
-    cached: bool,
-) -> Attended:
-    """All scores at once, where one device holds everything."""
-    if lax.axis_size("sp") > 1:
-        raise NotImplementedError("dense attention does not see what other devices hold")
-    return dense.attend(q, k, v, q_places, k_places)
-
-
-def _fused(q: jax.Array, *args: object) -> Attended:
+def _fused(q: jax.Array, how: Execution) -> ModuleType:
     """The kernel made for the device."""
-    *parts, how, cached = args
     if how.platform != "tpu":
         raise NotImplementedError(f"there is no fused kernel for a {how.platform}")
-    return _in_parts(tpu, cached, q, *parts)
+    return tpu
 
 
-def _blockwise(q: jax.Array, *args: object) -> Attended:
+def _blockwise(q: jax.Array, how: Execution) -> ModuleType:
     """In blocks, on any device."""
-    *parts, _, cached = args
-    if lax.axis_size("sp") == 1 and q.shape[2] <= DENSE_LIMIT:
+    if how.ways == 1 and q.shape[2] <= DENSE_LIMIT:
         raise NotImplementedError(f"blockwise attention serves more than {DENSE_LIMIT} queries")
-    return _in_parts(blockwise, cached, q, *parts)
+    return blockwise
 
 
-def _in_parts(kernel: ModuleType, cached: bool, *parts: object) -> Attended:
-    return (visiting_attention if cached else ring_attention)(kernel, *parts)
+def _dense(q: jax.Array, how: Execution) -> None:
+    """All scores at once, where one device holds everything."""
+    if how.ways > 1:
+        raise NotImplementedError("dense attention does not see what other devices hold")
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Attended]] = {
+IMPLEMENTATIONS: dict[str, Callable[[jax.Array, Execution], ModuleType | None]] = {
     "fused": _fused,
     "blockwise": _blockwise,
     "dense": _dense,
 }
-"""In the order in which `auto` tries them."""
+"""In the order in which `auto` tries them: each gives the kernel that attends to parts, or None for
+all at once."""

@@ -6,8 +6,6 @@ its part of the tokens where they are shared out, and in turn where a single tok
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -16,16 +14,16 @@ from jax.sharding import PartitionSpec
 from lwm_core.config import ModelConfig
 from lwm_core.execution import Execution
 from lwm_core.quantize import quantize
-from lwm_core.types import KVCache, Places, Quantized
+from lwm_core.types import Array, KVCache, Places, Quantized
 
-Numbers = TypeVar("Numbers", jax.Array, Quantized)
+Numbers = jax.Array | Quantized
 
 
 def cache_specs(how: Execution, rows: int) -> KVCache:
     """How a cache of so many rows is cut: heads over tp, slots over sp."""
     cut, *_ = how.spec("rows", shape=(rows,))
     heads, places = PartitionSpec(None, cut, "tp", "sp"), PartitionSpec(cut, "sp")
-    return KVCache(heads, heads, places, places, PartitionSpec())
+    return KVCache(heads, heads, places, places, PartitionSpec())  # type: ignore[arg-type]
 
 
 def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
@@ -38,8 +36,8 @@ def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) ->
             return zeros
         return Quantized(zeros, jnp.zeros((*shape[:-1], 1), jnp.float32))
 
-    places = (jnp.zeros((rows, slots), jnp.int32) for _ in range(2))
-    return KVCache(numbers(), numbers(), *places, jnp.int32(0))
+    positions, segments = (jnp.zeros((rows, slots), jnp.int32) for _ in range(2))
+    return KVCache(numbers(), numbers(), positions, segments, jnp.int32(0))
 
 
 def reserve(cache: KVCache, places: Places, *, shared: bool) -> KVCache:
@@ -67,13 +65,13 @@ def remember(
         )
         return whole, jax.tree.map(lambda all_layers: all_layers[layer], whole)
 
-    (keys, k), (values, v) = write(cache.keys, k), write(cache.values, v)
-    return cache.replace(keys=keys, values=values), k, v
+    (keys, all_keys), (values, all_values) = write(cache.keys, k), write(cache.values, v)
+    return cache.replace(keys=keys, values=values), all_keys, all_values
 
 
 def _enter(
-    whole: jax.Array,
-    part: jax.Array,
+    whole: Array,
+    part: Array,
     leading: tuple,
     length: jax.Array,
     shared: bool,

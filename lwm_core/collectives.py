@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 DATA_AXES = ("dp", "fsdp", "sp")
@@ -31,12 +32,15 @@ def sum_over(x: jax.Array, *axes: str) -> jax.Array:
 def gather(weight: jax.Array, spec: PartitionSpec, dtype: jnp.dtype) -> jax.Array:
     """A weight as the computation needs it: whole, but for what is cut over `tp`.
 
-    It travels in `dtype` and comes out in its own, so that its gradient is summed in that.
+    It travels in `dtype` and comes out in its own, so that its gradient is summed in that. The
+    dimension that is cut goes first on the way: TPUs have no collectives over another, unless the
+    parts fill whole tiles, and would sum up whole arrays instead.
     """
     whole = weight
     for dimension, axes in _data_axes(spec):
-        part = whole.astype(dtype)
-        whole = lax.all_gather(part, axes, axis=dimension, tiled=True).astype(weight.dtype)
+        part = jnp.moveaxis(whole.astype(dtype), dimension, 0)
+        gathered = lax.all_gather(part, axes, tiled=True)
+        whole = jnp.moveaxis(gathered, 0, dimension).astype(weight.dtype)
     return checkpoint_name(whole, GATHERED)
 
 
@@ -52,7 +56,10 @@ def _gather_backward(
     """The sum over all tokens, of which each device keeps its part of the weight."""
     cut = _data_axes(spec)
     for dimension, axes in cut:
-        cotangent = lax.psum_scatter(cotangent, axes, scatter_dimension=dimension, tiled=True)
+        moved = jnp.moveaxis(cotangent, dimension, 0)
+        moved = with_layout_constraint(moved, Layout(major_to_minor=tuple(range(moved.ndim))))
+        part = lax.psum_scatter(moved, axes, tiled=True)
+        cotangent = jnp.moveaxis(part, 0, dimension)
     rest = [axis for axis in DATA_AXES if all(axis not in axes for _, axes in cut)]
     return (sum_over(cotangent, *rest),)
 

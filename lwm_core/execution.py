@@ -69,6 +69,14 @@ class Execution:
             cuts.append(None if shape and shape[dimension] % ways else cut or None)
         return PartitionSpec(*cuts)
 
+    def token_spec(self, rows: int, *, shared: bool = True) -> PartitionSpec:
+        """How arrays `[B, T]` of so many rows are cut; all devices of `sp` have tokens not shared.
+
+        Rows that the mesh does not divide are given to all; tokens must be divided.
+        """
+        cut, *_ = self.spec("rows", shape=(rows,))
+        return PartitionSpec(cut, "sp" if shared else None)
+
     def sharding(self, spec: PartitionSpec) -> NamedSharding:
         """Where an array that is cut so lies."""
         return NamedSharding(self.mesh, spec)

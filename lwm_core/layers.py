@@ -12,7 +12,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from lwm_core.types import Array
 
-FF_BLOCK = 2048
+FF_BLOCK = 1024
 """Tokens whose inner activations of a feed-forward layer exist at a time."""
 FEWEST_ROWS = 4
 """For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first."""
@@ -66,14 +66,12 @@ def product_gradients(
     """Gradients of `product`, float32: of `x [..., in]` and of the weight `[out, in]`."""
     cotangent = cotangent.astype(x.dtype)
     d_x = _contract(cotangent, weight.astype(x.dtype), (x.ndim - 1,), (0,))
-    return d_x, _weight_gradient(cotangent, x)
+    return d_x, _outer(cotangent, x)
 
 
-def _weight_gradient(cotangent: jax.Array, x: jax.Array) -> jax.Array:
+def _outer(cotangent: jax.Array, x: jax.Array) -> jax.Array:
     """Sum over all rows of the outer products of `cotangent [..., out]` and `x [..., in]`."""
-    return lax.platform_dependent(
-        cotangent, x, cpu=_weight_gradient_on_cpu, default=_sum_of_outer_products
-    )
+    return lax.platform_dependent(cotangent, x, cpu=_outer_on_cpu, default=_sum_of_outer_products)
 
 
 def _sum_of_outer_products(cotangent: jax.Array, x: jax.Array) -> jax.Array:
@@ -81,7 +79,7 @@ def _sum_of_outer_products(cotangent: jax.Array, x: jax.Array) -> jax.Array:
     return _contract(cotangent, x, rows, rows)
 
 
-def _weight_gradient_on_cpu(cotangent: jax.Array, x: jax.Array) -> jax.Array:
+def _outer_on_cpu(cotangent: jax.Array, x: jax.Array) -> jax.Array:
     # XLA's CPU backend is fast over one axis of rows only. It sums bfloat16 over rows at a quarter
     # of the speed, unless it has to lay the transposed operand out anew.
     cotangent, x = (part.reshape(-1, part.shape[-1]) for part in (cotangent, x))
@@ -218,19 +216,21 @@ def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, ...
         gated, raised = product(rows, gate), product(rows, up)
         sigmoid = jax.nn.sigmoid(gated)
         inner = (gated * sigmoid * raised).astype(x.dtype)
-        d_inner, d_down = product_gradients(inner, down, d_rows)
-        d_gated = d_inner * raised * sigmoid * (1 + gated * (1 - sigmoid))
-        from_gate, d_gate = product_gradients(rows, gate, d_gated)
-        from_up, d_up = product_gradients(rows, up, d_inner * gated * sigmoid)
-        more = d_gate, d_up, d_down
+        d_inner = _contract(d_rows, down, (1,), (0,))
+        d_gated = (d_inner * raised * sigmoid * (1 + gated * (1 - sigmoid))).astype(x.dtype)
+        d_raised = (d_inner * gated * sigmoid).astype(x.dtype)
+        d_x = _contract(d_gated, gate, (1,), (0,)) + _contract(d_raised, up, (1,), (0,))
+        # The hidden dimension first: so they are summed up over devices, without a copy.
+        more = _outer(rows, d_gated), _outer(rows, d_raised), _outer(d_rows, inner)
         sums = tuple(one + other for one, other in zip(sums, more, strict=True))
-        return sums, (from_gate + from_up).astype(x.dtype)
+        return sums, d_x.astype(x.dtype)
 
-    zeros = tuple(jnp.zeros(weight.shape, jnp.float32) for weight in weights)
+    hidden, width = down.shape
+    zeros = tuple(jnp.zeros((hidden, width), jnp.float32) for _ in weights)
     blocks = in_blocks(x, FF_BLOCK), in_blocks(cotangent, FF_BLOCK)
-    sums, d_x = lax.scan(one_block, zeros, blocks)
-    d_weights = (one.astype(weight.dtype) for one, weight in zip(sums, weights, strict=True))
-    return out_of_blocks(d_x, x.shape), *d_weights
+    (d_gate, d_up, d_down), d_x = lax.scan(one_block, zeros, blocks)
+    d_weights = zip((d_gate.T, d_up.T, d_down), weights, strict=True)
+    return out_of_blocks(d_x, x.shape), *(one.astype(weight.dtype) for one, weight in d_weights)
 
 
 swiglu.defvjp(lambda *parts: (swiglu(*parts), parts), _swiglu_backward)

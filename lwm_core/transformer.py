@@ -156,7 +156,7 @@ def forward(params: Params, config: ModelConfig, tokens: Tokens, how: Execution)
         hidden, _ = hidden_states(params, config, tokens, how)
         return logits_of(params, config, hidden, how)
 
-    cut = how.spec("rows", "sequence", shape=tokens.ids.shape)
+    cut = how.token_spec(tokens.ids.shape[0])
     run = how.spread(local, (specs(config, how), cut), cut)
     return run(params, tokens)
 
@@ -176,16 +176,16 @@ def read(
     divide them then, and those that the cache holds already.
     """
     rows, length = tokens.ids.shape
-    sequence = None if length == 1 else "sequence"
+    shared = length > 1
 
-    def local(params: Params, tokens: Tokens, cache: KVCache) -> tuple[jax.Array, KVCache]:
-        hidden, cache = hidden_states(params, config, tokens, how, cache, shared=length > 1)
+    def local(params: Params, tokens: Tokens, cache: KVCache) -> tuple[jax.Array, KVCache | None]:
+        hidden, filled = hidden_states(params, config, tokens, how, cache, shared=shared)
         last = hidden[:, -1:]
-        if length > 1:
+        if shared:
             last = lax.all_gather(last, "sp", axis=1, tiled=True)[:, -1:]
-        return logits_of(params, config, last, how, ids)[:, 0], cache
+        return logits_of(params, config, last, how, ids)[:, 0], filled
 
-    cut = how.spec("rows", sequence, shape=(rows, length))
+    cut = how.token_spec(rows, shared=shared)
     cached = cache_specs(how, rows)
     run = how.spread(local, (specs(config, how), cut, cached), (PartitionSpec(cut[0]), cached))
     return run(params, tokens, cache)
@@ -313,11 +313,11 @@ def _block(
         if cache is None or index is None:
             out = attend(q, k, v, places, places, how).out
         else:
-            cache, k, v = remember(cache, index, k, v, shared=shared)
+            cache, keys, values = remember(cache, index, k, v, shared=shared)
             if shared:
-                out = attend(q, k, v, places, cache.places, how, cached=True).out
+                out = attend(q, keys, values, places, cache.places, how, cached=True).out
             else:
-                out = gathered_attention(q, k, v, places, cache.places).out
+                out = gathered_attention(q, keys, values, places, cache.places).out
         x = x + sum_over_tp(linear(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), layer["wo"]))
     with jax.named_scope("feed_forward"):
         h = copy_to_tp(rms_norm(x, layer["mlp_norm"], config.norm_eps))

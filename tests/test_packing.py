@@ -110,7 +110,9 @@ def on_one_device(function: Callable) -> Callable:
 
 
 def loss_of(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return on_one_device(partial(language_loss, config=TINY, how=HERE))(params, batch=batch)
+    return on_one_device(lambda params, batch: language_loss(params, TINY, batch, HERE))(
+        params, batch
+    )
 
 
 def test_packed_equals_separate() -> None:

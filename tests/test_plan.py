@@ -15,11 +15,13 @@ import pytest
 
 from lwm_core import costs, registry, transformer
 from lwm_core.axes import MeshSizes, factorisations, misfit
-from lwm_core.config import SIZES, ModelConfig
+from lwm_core.cache import empty_cache
+from lwm_core.config import REMATS, SIZES, ModelConfig
 from lwm_core.costs import PREFILL_CHUNK, Sent, Work
 from lwm_core.errors import ConfigError
+from lwm_core.execution import Execution
 from lwm_core.hardware import GIB, SLICES, TPUS, parse_topology, tpu_slice
-from lwm_core.mesh import make_mesh, shardings
+from lwm_core.mesh import make_mesh
 from lwm_core.plan import (
     MARGIN,
     estimate,
@@ -40,9 +42,6 @@ TINY = ModelConfig(
 )  # fmt: skip
 TIED = dataclasses.replace(TINY, tie_embeddings=True, vision_vocab=0, text_vocab=41, hidden=24)
 
-REMATS = ("none", "attention", "block", "full")
-
-
 # Weights
 
 
@@ -54,8 +53,10 @@ def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
 @pytest.mark.parametrize("config", [LWM, TINY, TIED])
 @pytest.mark.parametrize("spec", ["fsdp=8", "dp=2,tp=2,sp=2", "tp=2,fsdp=4", "sp=8", "dp=8"])
 def test_parameters_of_one_device_are_those_of_its_shards(config: ModelConfig, spec: str) -> None:
-    mesh = make_mesh(spec)
-    places = transformer.flatten(shardings(config, mesh))
+    sizes = [int(part.partition("=")[2]) for part in spec.split(",")]
+    mesh = make_mesh(spec, jax.devices()[: math.prod(sizes)])
+    how = Execution(mesh, whole_weights=False)
+    places = transformer.flatten(transformer.shardings(config, how))
     shards = (
         math.prod(places[name].shard_shape(parameter.shape))
         for name, parameter in transformer.parameters(config).items()
@@ -103,7 +104,7 @@ def test_what_is_not_kept_is_computed_again() -> None:
 @pytest.mark.parametrize(("rows", "slots"), [(1, 256), (3, 100)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_cache_is_as_large_as_the_one_that_is_made(rows: int, slots: int, dtype: str) -> None:
-    cache = transformer.empty_cache(TINY, rows, slots, jnp.dtype(dtype))
+    cache = empty_cache(TINY, rows, slots, jnp.dtype(dtype))
     arrays = [leaf for leaf in jax.tree.leaves(cache) if leaf.ndim]
     work = Work(TINY, "decode", slots, rows, cache_dtype=dtype)
     assert costs.memory(work, MeshSizes()).cache == sum(one.nbytes for one in arrays)

@@ -116,10 +116,11 @@ def abstract_state(
         places,
         transform_non_params=lambda _: everywhere,
     )
+    lies = shapes.replace(step=everywhere, params=places, moments=moments)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
-        LanguageState(everywhere, places, moments),
+        lies,
     )
 
 
