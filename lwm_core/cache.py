@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 from lwm_core.config import ModelConfig
@@ -34,10 +35,25 @@ def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) ->
         zeros = jnp.zeros(shape, dtype)
         if zeros.dtype != jnp.int8:
             return zeros
-        return Quantized(zeros, jnp.zeros((*shape[:-1], 1), jnp.float32))
+        return Quantized(zeros, jnp.zeros(shape[:-1], jnp.float32))
 
     positions, segments = (jnp.zeros((rows, slots), jnp.int32) for _ in range(2))
     return KVCache(numbers(), numbers(), positions, segments, jnp.int32(0))
+
+
+def abstract_cache(
+    config: ModelConfig, how: Execution, rows: int, slots: int, dtype: jnp.dtype
+) -> KVCache:
+    """Shapes, dtypes and places of a cache, without making it."""
+
+    def placed(spec: PartitionSpec, part: Array | Quantized) -> Array | Quantized:
+        place = how.sharding(spec)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), part
+        )
+
+    shapes = jax.eval_shape(lambda: empty_cache(config, rows, slots, dtype))
+    return jax.tree.map(placed, cache_specs(how, rows), shapes)
 
 
 def reserve(cache: KVCache, places: Places, *, shared: bool) -> KVCache:
@@ -58,7 +74,7 @@ def remember(
         new = quantize(part) if isinstance(whole, Quantized) else part.astype(whole.dtype)
         whole = jax.tree.map(
             lambda all_layers, one: _enter(
-                all_layers, one[None], (layer, 0, 0), cache.length, shared, trailing=(0,)
+                all_layers, one[None], (layer, 0, 0), cache.length, shared
             ),
             whole,
             new,
@@ -75,12 +91,14 @@ def _enter(
     leading: tuple,
     length: jax.Array,
     shared: bool,
-    trailing: tuple = (),
 ) -> jax.Array:
     """`whole` with a part in its slots from where this device's part is filled up to."""
     ways = lax.axis_size("sp")
-    at = (*leading, length // ways, *trailing)
+    behind = whole.ndim - len(leading) - 1
+    at = (*leading, length // ways, *(0,) * behind)
     if not shared and ways > 1:
         mine = lax.axis_index("sp") == length % ways
         part = jnp.where(mine, part, lax.dynamic_slice(whole, at, part.shape))
-    return lax.dynamic_update_slice(whole, part, at)
+    filled = lax.dynamic_update_slice(whole, part, at)
+    # Else XLA may lay out the whole cache anew, to suit the writing of one token.
+    return with_layout_constraint(filled, Layout(major_to_minor=tuple(range(filled.ndim))))

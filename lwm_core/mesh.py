@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from lwm_core.axes import AXES, parse_mesh
@@ -32,7 +33,9 @@ def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -
         devices = devices[:1] if devices[0].platform == "cpu" else devices
         spec = "fsdp=-1"
     sizes = parse_mesh(spec, len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis may be longer than any side of a slice: then it winds through the slice.
+    placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def this_topology(devices: Sequence[jax.Device] | None = None) -> Topology:

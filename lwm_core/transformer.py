@@ -148,6 +148,15 @@ def shardings(config: ModelConfig, how: Execution) -> Params:
     return jax.tree.map(how.sharding, specs(config, how))
 
 
+def abstract_params(config: ModelConfig, how: Execution) -> Params:
+    """Shapes and places of the weights, in the dtype of the computation."""
+    return jax.tree.map(
+        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, how.dtype, sharding=place),
+        jax.eval_shape(partial(init, config), jax.random.key(0)),
+        shardings(config, how),
+    )
+
+
 @partial(jax.jit, static_argnames=("config", "how"))
 def forward(params: Params, config: ModelConfig, tokens: Tokens, how: Execution) -> jax.Array:
     """Logits, float32 `[B, T, V]`, of `tokens` `[B, T]`; the mesh must divide T."""

@@ -36,7 +36,7 @@ class Attended(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """Numbers in 8 bits: `values` int8 `[..., H]`, and what to multiply them by, `[..., 1]`.
+    """Numbers in 8 bits: `values` int8 `[..., H]`, and what to multiply them by, `[...]`.
 
     Every run of H numbers (a head's key or value of one token) has a float32 scale of its own, so
     that tokens can be added one at a time.

@@ -28,7 +28,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lwm_core.kernels.blockwise import reachable
 from lwm_core.kernels.dense import MASKED
-from lwm_core.types import Attended, Places
+from lwm_core.quantize import plain
+from lwm_core.types import Attended, Places, Quantized
 
 BLOCKS = (512, 256, 128)
 """Tokens in a block: the first that divides the length. Lanes come in 128; with blocks of 1024 the
@@ -46,8 +47,8 @@ Ref = Any
 
 def attend(
     q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    k: jax.Array | Quantized,
+    v: jax.Array | Quantized,
     q_places: Places,
     k_places: Places,
     sofar: Attended,
@@ -61,6 +62,7 @@ def attend(
     0 and MASKED where nothing was seen yet; so is the result, in the memory of `sofar`. Raises
     NotImplementedError for shapes that the kernel does not serve.
     """
+    k, v = plain(k, q.dtype), plain(v, q.dtype)
     sizes = _Sizes.of(q, k, block, interpret)
     walk = _by_queries(sizes, q_places, k_places)
     row = (1, sizes.q_block)
