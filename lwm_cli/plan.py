@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os.path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from lwm_core.costs import CacheDtype, Job, Work, count_parameters
 from lwm_core.errors import DoesNotFit
 from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
 from lwm_core.plan import MARGIN, Plan, longest_context, mesh_for, plan, smallest_slice, usual_theta
+
+if TYPE_CHECKING:
+    from lwm_core.ahead import Compiled
 
 VISION_VOCAB = 8448
 """Vision ids of the published models that see."""
@@ -53,6 +56,10 @@ def run(
         CacheDtype | None,
         typer.Option("--cache", help="Number format of keys and values; by default as --dtype."),
     ] = None,
+    ask_compiler: Annotated[
+        bool,
+        typer.Option("--compile", help="Ask the TPU compiler too; it needs no TPU, but minutes."),
+    ] = False,
     model: options.Model = options.DEFAULT_MODEL,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
@@ -74,12 +81,16 @@ def run(
     longest = longest_context(work, topology, sizes)
     slices = {kind: smallest_slice(work, kind) for kind in TPUS}
     with Screen(quiet=quiet) as screen:
+        compiled = _compiled(made, screen) if ask_compiler else None
         if work.context > config.max_length:
             screen.note(_beyond(model, work))
         if as_json:
-            typer.echo(json.dumps(_facts(model, made, longest, slices)))
+            facts = _facts(model, made, longest, slices)
+            if compiled:
+                facts["compiled"] = dataclasses.asdict(compiled)
+            typer.echo(json.dumps(facts))
         else:
-            _print(model, made, longest, slices)
+            _print(model, made, longest, slices, compiled)
     if not made.fits:
         raise DoesNotFit(_lack(made, longest, slices))
 
@@ -136,7 +147,20 @@ def _beyond(model: str, work: Work) -> str:
     )
 
 
-def _print(model: str, made: Plan, longest: int | None, slices: Slices) -> None:
+def _compiled(made: Plan, screen: Screen) -> Compiled:
+    """What the compiler says. Raises UsageError, ConfigError, DoesNotFit."""
+    from lwm_core import backend
+
+    backend.prepare()  # before the next line brings in jax
+    from lwm_core.ahead import compile_plan
+
+    screen.note(f"compiling for {made.topology} ...")
+    return compile_plan(made)
+
+
+def _print(
+    model: str, made: Plan, longest: int | None, slices: Slices, compiled: Compiled | None
+) -> None:
     """The plan as a table on standard output."""
     work, topology = made.work, made.topology
     billions = count_parameters(work.config) / 1e9
@@ -159,7 +183,12 @@ def _print(model: str, made: Plan, longest: int | None, slices: Slices) -> None:
         "longest context": f"{longest:,}" if longest else "none",
         **found,
     }
-    print_table(["per device", "estimate>"], [[name, text] for name, text in rows.items()])
+    if not compiled:
+        print_table(["per device", "estimate>"], [list(row) for row in rows.items()])
+        return
+    says = {"total": _gib(compiled.peak)}
+    lines = [[name, text, says.get(name, "")] for name, text in rows.items()]
+    print_table(["per device", "estimate>", "compiled>"], lines)
 
 
 def _memory(made: Plan) -> dict[str, str]:

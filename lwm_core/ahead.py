@@ -55,8 +55,8 @@ class Compiled:
 def compile_plan(plan: Plan) -> Compiled:
     """Compile the program of a plan for its TPUs.
 
-    Raises UsageError without libtpu or for hardware that is no TPU, ConfigError for a slice that the
-    compiler does not know, DoesNotFit when it finds that memory does not suffice.
+    Raises UsageError without libtpu or for hardware that is no TPU, ConfigError for a slice that
+    the compiler does not know, DoesNotFit when it finds that memory does not suffice.
     """
     mesh = make_mesh(str(plan.mesh), _devices(plan.topology))
     function, shapes, overwritten = _program(plan, mesh)
@@ -64,7 +64,7 @@ def compile_plan(plan: Plan) -> Compiled:
     with _uncached():
         lowered = jax.jit(function, donate_argnames=overwritten).lower(*shapes)
         try:
-            analysis = lowered.compile().memory_analysis()
+            analysis: Any = lowered.compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -102,10 +102,9 @@ def _program(plan: Plan, mesh: Mesh) -> Program:
     if train:
         optimizer = make_optimizer(OptimizerConfig(), steps=1000)
         ids = _tokens(how, work.batch, work.context)
-        weights = jax.ShapeDtypeStruct(ids.shape, jnp.float32, sharding=ids.sharding)
-        batch = Batch(ids, ids, ids, ids, weights)
-        step = partial(language_step, config, optimizer, how)
-        return step, (abstract_state(config, optimizer, how), batch), "state"
+        batch = Batch(ids, ids, ids, ids, weights=ids.update(dtype=jnp.float32))
+        update = partial(language_step, config, optimizer, how)
+        return update, (abstract_state(config, optimizer, how), batch), "state"
     length = 1 if work.job == "decode" else min(PREFILL_CHUNK * how.ways, work.context)
     ids = _tokens(how, work.batch, length)
     params = abstract_params(config, how)
@@ -117,7 +116,7 @@ def _program(plan: Plan, mesh: Mesh) -> Program:
     return step, (params, Tokens(ids, ids, ids), cache), "cache"
 
 
-def _tokens(how: Execution, rows: int, length: int) -> jax.ShapeDtypeStruct:
+def _tokens(how: Execution, rows: int, length: int) -> Any:
     place = how.sharding(how.token_spec(rows, shared=length > 1))
     return jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=place)
 
@@ -125,7 +124,7 @@ def _tokens(how: Execution, rows: int, length: int) -> jax.ShapeDtypeStruct:
 @contextmanager
 def _uncached() -> Iterator[None]:
     """What is compiled for devices that are not here could not be read from the cache again."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield

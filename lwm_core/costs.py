@@ -24,7 +24,7 @@ CacheDtype = Literal["float32", "bfloat16", "int8"]
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 FLOAT32 = 4
 
-FEED_FORWARD_BLOCK = 2048
+FEED_FORWARD_BLOCK = 1024
 """Tokens of one device whose inner values exist at a time."""
 LOSS_BLOCK = 2048
 """Tokens of one device whose logits exist at a time."""
@@ -172,13 +172,19 @@ def _table_numbers(config: ModelConfig, tp: int) -> int:
     return config.hidden * _cut(config.vocab, config.vocab, tp)
 
 
-def count_parameters(config: ModelConfig, mesh: MeshSizes | None = None) -> int:
-    """Numbers in all weights, or in the part of them that lies on one device of a mesh."""
+def count_parameters(
+    config: ModelConfig, mesh: MeshSizes | None = None, *, whole_weights: bool = False
+) -> int:
+    """Numbers in all weights, or in the part of them that lies on one device of a mesh.
+
+    With `whole_weights`, for inference, the devices of `sp` do not share them.
+    """
     mesh = mesh or MeshSizes()
+    ways = mesh.fsdp if whole_weights else mesh.weight_ways
     matrices = config.layers * _layer_numbers(config, mesh.tp)
     tables = (1 if config.tie_embeddings else 2) * _table_numbers(config, mesh.tp)
     norms = (2 * config.layers + 1) * config.hidden
-    return _cut(matrices + tables, config.hidden, mesh.weight_ways) + norms
+    return _cut(matrices + tables, config.hidden, ways) + norms
 
 
 # Memory
@@ -186,9 +192,9 @@ def count_parameters(config: ModelConfig, mesh: MeshSizes | None = None) -> int:
 
 def memory(work: Work, mesh: MeshSizes, remat: Remat = "block") -> Memory:
     """Bytes on each device at the peak of a step."""
-    held = count_parameters(work.config, mesh)
     local = _Local.of(work, mesh)
     if work.job == "train":
+        held = count_parameters(work.config, mesh)
         layers = _layer_phase(work.config, mesh, local, remat)
         return Memory(
             parameters=FLOAT32 * held,
@@ -198,7 +204,7 @@ def memory(work: Work, mesh: MeshSizes, remat: Remat = "block") -> Memory:
             temporary=max(layers, _loss_phase(work.config, mesh, local)),
         )
     return Memory(
-        parameters=local.c * held,
+        parameters=local.c * count_parameters(work.config, mesh, whole_weights=True),
         cache=_cache(work, local),
         temporary=_inference_phase(work, mesh, local),
     )
@@ -272,17 +278,19 @@ def _cache(work: Work, local: _Local) -> int:
 def _inference_phase(work: Work, mesh: MeshSizes, local: _Local) -> int:
     """Temporary bytes of prefill and decoding.
 
-    One layer's part of the cache as it is computed with (twice where it travels), the values of
-    one chunk, logits of the last token, and one layer's weights where these are cut up.
+    One layer's part of the cache where it has to be made plain, the values of one chunk, what it
+    sends around and the sums that it gets, logits of the last token, and one layer's weights where
+    these are cut up.
     """
     config = work.config
-    travels = work.job == "prefill" and mesh.sp > 1
-    cache = 2 * local.rows * local.slots * local.k * local.c * (2 if travels else 1)
+    packed = work.cache_dtype != work.dtype
+    cache = 2 * local.rows * local.slots * local.k * local.c if packed else 0
     chunk = local if work.job == "decode" else local._replace(t=_chunk_tokens(local))
+    travelling = chunk.t * local.n * (local.c + FLOAT32) * (2 if mesh.sp > 1 else 1)
     logits = FLOAT32 * local.rows * _cut(config.vocab, config.vocab, mesh.tp)
-    weights = local.c * _layer_numbers(config, mesh.tp) if mesh.weight_ways > 1 else 0
+    weights = local.c * _layer_numbers(config, mesh.tp) if mesh.fsdp > 1 else 0
     inner = _feed_forward(config, mesh, chunk, passes=1)
-    return cache + chunk.t * chunk.values + inner + logits + weights
+    return cache + chunk.t * chunk.values + travelling + inner + logits + weights
 
 
 def _chunk_tokens(local: _Local) -> int:
@@ -336,11 +344,11 @@ def sent(work: Work, mesh: MeshSizes, remat: Remat = "block") -> Sent:
     return _sent_in_inference(work, mesh, local)
 
 
-def _gathered(config: ModelConfig, mesh: MeshSizes, local: _Local, passes: int) -> Sent:
-    """All layers and the head, gathered so often; embeddings are looked up where they lie."""
-    share = (mesh.weight_ways - 1) / mesh.weight_ways
+def _gathered(config: ModelConfig, mesh: MeshSizes, local: _Local, ways: int, passes: int) -> Sent:
+    """All layers, the head and the embeddings, cut up in so many ways and gathered so often."""
+    share = (ways - 1) / ways
     layers = Sent().plus(config.layers * passes, local.c * _layer_numbers(config, mesh.tp) * share)
-    return layers.plus(passes, local.c * _table_numbers(config, mesh.tp) * share)
+    return layers.plus(2 * passes, local.c * _table_numbers(config, mesh.tp) * share)
 
 
 def _sum_of(size: float, ways: int) -> float:
@@ -352,7 +360,8 @@ def _sent_in_training(config: ModelConfig, mesh: MeshSizes, local: _Local, remat
     traffic = Sent()
     layers = config.layers
     if mesh.weight_ways > 1:
-        traffic = _gathered(config, mesh, local, passes=2 + _GATHERS_AGAIN[remat])
+        passes = 2 + _GATHERS_AGAIN[remat]
+        traffic = _gathered(config, mesh, local, mesh.weight_ways, passes)
         scattered = (mesh.weight_ways - 1) / mesh.weight_ways
         numbers = _layer_numbers(config, mesh.tp)
         traffic = traffic.plus(layers, FLOAT32 * numbers * scattered)
@@ -363,7 +372,7 @@ def _sent_in_training(config: ModelConfig, mesh: MeshSizes, local: _Local, remat
     if mesh.sp > 1:
         forward = 2 * local.t * local.k * local.c
         backward = forward + 2 * local.t * local.k * FLOAT32
-        rounds = layers * (mesh.sp - 1)
+        rounds = layers * mesh.sp
         traffic = traffic.plus(rounds * (1 + _ATTENTION_AGAIN[remat]), forward)
         traffic = traffic.plus(rounds + layers, backward)  # gradients go home: one step more
     if mesh.tp > 1:
@@ -376,12 +385,11 @@ def _sent_in_inference(work: Work, mesh: MeshSizes, local: _Local) -> Sent:
     traffic = Sent()
     config, layers = work.config, work.config.layers
     calls = _chunks(local) if work.job == "prefill" else 1
-    if mesh.weight_ways > 1:
-        traffic = _gathered(config, mesh, local, passes=calls)
+    if mesh.fsdp > 1:
+        traffic = _gathered(config, mesh, local, mesh.fsdp, passes=calls)
     if mesh.sp > 1 and work.job == "prefill":
-        half_full = local.rows * local.slots * (calls + 1) / calls / 2  # mean over the chunks
-        rounds = layers * calls * (mesh.sp - 1)
-        traffic = traffic.plus(rounds, 2 * half_full * local.k * local.c)
+        each = local.t / calls * (local.n * (local.c + FLOAT32) + FLOAT32 * local.heads)
+        traffic = traffic.plus(layers * calls * mesh.sp, each)
     elif mesh.sp > 1:
         merged = FLOAT32 * local.rows * (local.n + local.heads)
         traffic = traffic.plus(layers, _sum_of(merged, mesh.sp))
