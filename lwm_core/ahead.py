@@ -33,11 +33,13 @@ from lwm_core.transformer import abstract_params, read
 from lwm_core.types import Batch, Tokens
 
 _ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-"""What libtpu looks for where there is no TPU; which TPU it names does not matter."""
+"""What libtpu looks for where there is no TPU (which one it names does not matter), and that several
+programs may compile at a time."""
 
 Program = tuple[Callable, tuple, str]
 """A function, the shapes of its arguments, and the name of the one that it may overwrite."""

@@ -37,6 +37,7 @@ LAYERS = (
     {"generate"},
     {"needle", "convert"},
     {"train"},
+    {"ahead"},
 )
 """Modules and packages of the core from the bottom up; each uses only what stands below it."""
 
