@@ -214,5 +214,6 @@ def _read(
         tokens = Tokens(*(jnp.asarray(part[:, start : start + chunk]) for part in padded))
         logits, cache = _prefill(model.params, tokens, cache, **static)
         if on_progress:
+            jax.block_until_ready(logits)  # jax runs ahead: report what is done, not what is begun
             on_progress(Progress("reading", min(start + chunk, length), length, "tokens"))
     return cache, logits

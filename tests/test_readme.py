@@ -165,8 +165,10 @@ def test_the_library_does_what_is_shown(
 
 
 @pytest.mark.slow
-def test_the_speed_is_measured(tmp_path: Path) -> None:
-    figures = tmp_path / "speed.json"
-    smoke = ["-m", "benchmarks.speed", "--smoke", "--repeats", "1", "--json", str(figures)]
+@pytest.mark.parametrize("command", ["speed --repeats 1", "ring --rounds 1", "long"])
+def test_benchmarks_measure(command: str, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    name, *rest = command.split()
+    smoke = ["-m", f"benchmarks.{name}", *rest, "--smoke", "--json", str(figures)]
     subprocess.run([sys.executable, *smoke], cwd=ROOT, check=True, capture_output=True)
     assert figures.is_file()

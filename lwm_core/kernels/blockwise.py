@@ -159,6 +159,16 @@ def reachable(q_marks: Places, k_marks: Places) -> jax.Array:
     return in_time & (first <= high) & (last >= low) & (last > 0) & (high > 0)
 
 
+def _reached(q_marks: Places, k_marks: Places) -> tuple[jax.Array, jax.Array]:
+    """For each block of queries the blocks of keys, those that it reaches first, and their number.
+
+    A loop over that number skips the others under `vmap` too, where a condition would compute both
+    of its ways; elsewhere XLA would copy every block to find that there is nothing to do.
+    """
+    reach = reachable(q_marks, k_marks)
+    return jnp.argsort(~reach, axis=1), reach.sum(axis=1)
+
+
 _times = partial(lax.dot_general, preferred_element_type=jnp.float32)
 _AB = (((1,), (0,)), ((), ()))
 _ABT = (((1,), (1,)), ((), ()))
@@ -181,11 +191,11 @@ def _attend(
     """
 
     def one_block(parts: tuple) -> tuple[jax.Array, jax.Array]:
-        q_block, out, lse, marks, reach = parts
+        q_block, out, lse, marks, (blocks, count) = parts
 
-        def add(carry: tuple, keys: tuple) -> tuple:
+        def add(turn: jax.Array, carry: tuple) -> tuple:
             out, top, total = carry
-            k_block, v_block, k_mark = keys
+            k_block, v_block, k_mark = jax.tree.map(lambda x: x[blocks[turn]], (k, v, k_marks))
             scores = _times(q_block, plain(k_block, q.dtype), _ABT) * q.shape[-1] ** -0.5
             scores = jnp.where(visible(marks, k_mark), scores, MASKED)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
@@ -194,18 +204,14 @@ def _attend(
             out = out * shrink + _times(weights.astype(q.dtype), plain(v_block, q.dtype), _AB)
             return out, new_top, total * shrink + weights.sum(-1, keepdims=True)
 
-        def step(carry: tuple, keys: tuple) -> tuple[tuple, None]:
-            seen, *rest = keys
-            return lax.cond(seen, add, lambda carry, _: carry, carry, tuple(rest)), None
-
         began = lse > MASKED / 2
         # What is masked weighs nothing against a top that is half as low.
         start = out, jnp.where(began, lse, MASKED / 2), began.astype(jnp.float32)
-        (out, top, total), _ = lax.scan(step, start, (reach, k, v, k_marks))
+        out, top, total = lax.fori_loop(0, count, add, start)
         safe_total = jnp.where(total > 0, total, 1.0)
         return out / safe_total, jnp.where(total > 0, top + jnp.log(safe_total), MASKED)
 
-    return lax.map(one_block, (q, out, lse, q_marks, reachable(q_marks, k_marks)))
+    return lax.map(one_block, (q, out, lse, q_marks, _reached(q_marks, k_marks)))
 
 
 def _gradients(
@@ -225,10 +231,11 @@ def _gradients(
     scale = q.shape[-1] ** -0.5
 
     def one_block(sums: tuple, parts: tuple) -> tuple[tuple, jax.Array]:
-        q_block, lse_block, shift_block, d_block, dq_block, marks, reach = parts
+        q_block, lse_block, shift_block, d_block, dq_block, marks, (blocks, count) = parts
 
-        def add(carry: tuple, index: jax.Array) -> tuple:
+        def add(turn: jax.Array, carry: tuple) -> tuple:
             dq, dk, dv = carry
+            index = blocks[turn]
             k_block, v_block = k[index], v[index]
             mask = visible(marks, Places(k_marks.positions[index], k_marks.segments[index]))
             scores = _times(q_block, k_block, _ABT) * scale
@@ -240,14 +247,9 @@ def _gradients(
             dv = dv.at[index].add(_times(weights.astype(q.dtype), d_block, _ATB))
             return dq, dk, dv
 
-        def step(carry: tuple, part: tuple) -> tuple[tuple, None]:
-            seen, index = part
-            return lax.cond(seen, add, lambda carry, _: carry, carry, index), None
-
-        start = (dq_block, *sums)
-        (dq, dk, dv), _ = lax.scan(step, start, (reach, jnp.arange(k.shape[0])))
+        dq, dk, dv = lax.fori_loop(0, count, add, (dq_block, *sums))
         return (dk, dv), dq
 
-    parts = q, lse, shift, d_out, dq, q_marks, reachable(q_marks, k_marks)
+    parts = q, lse, shift, d_out, dq, q_marks, _reached(q_marks, k_marks)
     (dk, dv), dq = lax.scan(one_block, (dk, dv), parts)
     return dq, dk, dv
