@@ -17,7 +17,8 @@ from lwm_core.config import SIZES, ModelConfig
 from lwm_core.costs import CacheDtype, Job, Work, count_parameters
 from lwm_core.errors import DoesNotFit
 from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
-from lwm_core.plan import MARGIN, Plan, longest_context, mesh_for, plan, smallest_slice, usual_theta
+from lwm_core.plan import MARGIN, Plan, longest_context, smallest_slice, usual_theta
+from lwm_core.presets import plan_for
 
 if TYPE_CHECKING:
     from lwm_core.ahead import Compiled
@@ -76,9 +77,8 @@ def run(
     topology = _topology(on)
     chosen = dtype or ("float32" if topology.chip.platform == "cpu" else "bfloat16")
     work = Work(config, job, context or config.max_length, batch, chosen, cache or chosen)
-    sizes = None if mesh == "auto" else mesh_for(mesh, work, topology)
-    made = plan(work, topology, sizes)
-    longest = longest_context(work, topology, sizes)
+    made = plan_for(mesh, work, topology)
+    longest = longest_context(work, topology, None if mesh == "auto" else made.mesh)
     slices = {kind: smallest_slice(work, kind) for kind in TPUS}
     with Screen(quiet=quiet) as screen:
         compiled = _compiled(made, screen) if ask_compiler else None

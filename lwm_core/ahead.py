@@ -38,7 +38,7 @@ _ENVIRONMENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
 }
-"""What libtpu looks for where there is no TPU (which one it names does not matter), and that several
+"""What libtpu looks for where there is no TPU; which one it names does not matter. And several
 programs may compile at a time."""
 
 Program = tuple[Callable, tuple, str]

@@ -134,18 +134,22 @@ def misfit(
 ) -> str | None:
     """Why a mesh can't cut up a model, its batch or its sequences; None if it can.
 
-    Every device of `sp` takes two chunks of a sequence, an early and a late one.
+    Every device of `sp` takes two chunks of a sequence, an early and a late one; what is missing to
+    make them even is filled up.
     """
     wholes = [
         ("tp", mesh.tp, config.heads, "heads of the model: {}"),
         ("tp", mesh.tp, config.kv_heads, "key and value heads of the model: {}"),
+        ("tp", mesh.tp, config.intermediate, "feed-forward size of the model: {}"),
     ]
     if batch:
         wholes.append(("dp × fsdp", mesh.rows, batch, "batch of {}"))
-    if context and mesh.sp > 1:
-        wholes.append(("2 × sp", 2 * mesh.sp, context, "context of {}"))
     for name, ways, whole, what in wholes:
         if whole % ways:
             fitting = max(one for one in divisors(whole) if one < ways)
             return f"{name} = {ways} does not divide the {what.format(whole)}; {fitting} would"
+    if context and 2 * mesh.sp > max(context, 2):
+        return (
+            f"sp = {mesh.sp} shares out a context of {context}; {max(context // 2, 1)} is the most"
+        )
     return None

@@ -344,11 +344,13 @@ def sent(work: Work, mesh: MeshSizes, remat: Remat = "block") -> Sent:
     return _sent_in_inference(work, mesh, local)
 
 
-def _gathered(config: ModelConfig, mesh: MeshSizes, local: _Local, ways: int, passes: int) -> Sent:
-    """All layers, the head and the embeddings, cut up in so many ways and gathered so often."""
-    share = (ways - 1) / ways
-    layers = Sent().plus(config.layers * passes, local.c * _layer_numbers(config, mesh.tp) * share)
-    return layers.plus(2 * passes, local.c * _table_numbers(config, mesh.tp) * share)
+def _gathered(
+    config: ModelConfig, mesh: MeshSizes, local: _Local, ways: int, calls: int, passes: int
+) -> Sent:
+    """Weights that are cut up in so many ways: tables once a call, layers in each of its passes."""
+    share = local.c * (ways - 1) / ways
+    layers = Sent().plus(config.layers * calls * passes, _layer_numbers(config, mesh.tp) * share)
+    return layers.plus(2 * calls, _table_numbers(config, mesh.tp) * share)
 
 
 def _sum_of(size: float, ways: int) -> float:
@@ -361,7 +363,7 @@ def _sent_in_training(config: ModelConfig, mesh: MeshSizes, local: _Local, remat
     layers = config.layers
     if mesh.weight_ways > 1:
         passes = 2 + _GATHERS_AGAIN[remat]
-        traffic = _gathered(config, mesh, local, mesh.weight_ways, passes)
+        traffic = _gathered(config, mesh, local, mesh.weight_ways, 1, passes)
         scattered = (mesh.weight_ways - 1) / mesh.weight_ways
         numbers = _layer_numbers(config, mesh.tp)
         traffic = traffic.plus(layers, FLOAT32 * numbers * scattered)
@@ -386,7 +388,7 @@ def _sent_in_inference(work: Work, mesh: MeshSizes, local: _Local) -> Sent:
     config, layers = work.config, work.config.layers
     calls = _chunks(local) if work.job == "prefill" else 1
     if mesh.fsdp > 1:
-        traffic = _gathered(config, mesh, local, mesh.fsdp, passes=calls)
+        traffic = _gathered(config, mesh, local, mesh.fsdp, calls, passes=1)
     if mesh.sp > 1 and work.job == "prefill":
         each = local.t / calls * (local.n * (local.c + FLOAT32) + FLOAT32 * local.heads)
         traffic = traffic.plus(layers * calls * mesh.sp, each)

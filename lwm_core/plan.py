@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lwm_core import costs
-from lwm_core.axes import MeshSizes, factorisations, misfit, parse_mesh
+from lwm_core.axes import MeshSizes, factorisations, misfit
 from lwm_core.config import REMATS, Remat
 from lwm_core.costs import Memory, Sent, Work
-from lwm_core.errors import ConfigError, UsageError
-from lwm_core.hardware import SLICES, Topology, parse_topology, tpu_slice
+from lwm_core.errors import ConfigError
+from lwm_core.hardware import SLICES, Topology, tpu_slice
 
 COMPUTE, BANDWIDTH, LINK = 0.5, 0.7, 0.7
 """What is reached of the peaks of products, of memory and of links, as large models do."""
@@ -110,9 +110,9 @@ def plan(work: Work, topology: Topology, mesh: MeshSizes | None = None) -> Plan:
     plans = [estimate(work, topology, *way) for way in _ways(work, topology, mesh)]
     if not plans:
         raise ConfigError(
-            f"no mesh of {topology.count} devices divides {work.config.kv_heads} heads, rows "
-            f"({work.batch}) and a context of {work.context}: give a multiple of "
-            f"{2 * topology.count} as the context, or of {topology.count} as the batch"
+            f"no mesh of {topology.count} devices divides {work.config.kv_heads} heads, "
+            f"{work.batch} rows and a context of {work.context}: give a longer context, or a "
+            f"multiple of {topology.count} as the batch"
         )
     fitting = [one for one in plans if one.fits]
     if not fitting:
@@ -136,7 +136,8 @@ def _ways(
 
 
 def _misfit(work: Work, mesh: MeshSizes) -> str | None:
-    return misfit(mesh, work.config, batch=work.batch, context=work.context)
+    batch = work.batch if work.job == "train" else None  # else all may have all rows
+    return misfit(mesh, work.config, batch=batch, context=work.context)
 
 
 def estimate(work: Work, topology: Topology, mesh: MeshSizes, remat: Remat) -> Plan:
@@ -181,26 +182,6 @@ def smallest_slice(work: Work, kind: str) -> Topology | None:
     """The smallest slice of a kind of TPU on which the work fits, or None."""
     slices = (tpu_slice(kind, shape) for shape in SLICES[kind])
     return next((one for one in slices if fits(work, one)), None)
-
-
-def mesh_for(spec: str, work: Work, topology: Topology) -> MeshSizes:
-    """The mesh that a text asks for: `auto`, a preset, or the axes that `parse_mesh` reads.
-
-    `auto` is the best for the work on this hardware; a preset is the name of hardware, and stands
-    for what is best there. Raises ConfigError where the devices are not as many.
-    """
-    if spec == "auto":
-        return plan(work, topology).mesh
-    try:
-        preset = parse_topology(spec)
-    except UsageError:
-        return parse_mesh(spec, topology.count)
-    if preset.count != topology.count:
-        raise ConfigError(
-            f"mesh {spec!r} is for {preset.count} devices, and there are {topology.count}; "
-            "auto fits any"
-        )
-    return plan(work, preset).mesh
 
 
 def usual_theta(context: int) -> float:

@@ -24,6 +24,7 @@ LAYERS = (
     {"axes", "execution", "collectives", "kernels"},
     {"costs", "mesh", "ring", "cache"},
     {"plan", "attention"},
+    {"presets"},
     {"layers", "tokenizer", "tensor_files", "world", "media"},
     {"tokenizer_json"},
     {"vocabulary", "chat_templates"},

@@ -170,9 +170,11 @@ def test_meshes_that_do_not_suit_the_model() -> None:
     assert "dp × fsdp = 4 does not divide the batch of 6; 3 would" in misfit(
         MeshSizes(2, 2), TINY, batch=6
     )
-    assert "2 × sp = 16 does not divide the context of 24; 12" in misfit(
-        MeshSizes(sp=8), TINY, context=24
+    assert "the feed-forward size of the model: 48; 16 would" in misfit(
+        MeshSizes(tp=32), dataclasses.replace(TINY, heads=64, kv_heads=32)
     )
+    assert misfit(MeshSizes(sp=8), TINY, context=25) is None  # it is filled up
+    assert "sp = 8 shares out a context of 15; 7 is" in misfit(MeshSizes(sp=8), TINY, context=15)
 
 
 def test_this_topology() -> None:

@@ -7,6 +7,7 @@ import itertools
 import math
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,11 @@ from lwm_core.plan import (
     estimate,
     fits,
     longest_context,
-    mesh_for,
     plan,
     smallest_slice,
     usual_theta,
 )
+from lwm_core.presets import plan_for
 
 LWM = SIZES["7b"]
 MILLION = 1 << 20
@@ -166,13 +167,14 @@ def test_nothing_is_sent_by_one_device() -> None:
 
 
 def test_what_travels_the_ring_by_hand() -> None:
-    """Inference sends keys and values of 2 layers, 16 numbers in bfloat16 each, of what is read."""
+    """A prompt's queries in bfloat16 and what they have got in float32, of 2 layers of 4 heads of 8.
+
+    They visit both devices and come home; the log-sum-exp of each head comes along.
+    """
     length = 4 * PREFILL_CHUNK  # two chunks on each of two devices
-    work = Work(dataclasses.replace(TINY, hidden=33), "prefill", length)  # weights stay whole
-    weights = costs.sent(Work(work.config, "decode", length), MeshSizes(fsdp=2)).bytes
-    half, whole = PREFILL_CHUNK, 2 * PREFILL_CHUNK
-    keys = 2 * (half + whole) * 2 * 16 * 2
-    assert costs.sent(work, MeshSizes(sp=2)).bytes == keys + 2 * weights
+    work = Work(TINY, "prefill", length)
+    tokens = 2 * PREFILL_CHUNK
+    assert costs.sent(work, MeshSizes(sp=2)).bytes == 2 * 2 * tokens * (32 * (2 + 4) + 4 * 4)
 
 
 def test_gradients_are_summed_over_copies() -> None:
@@ -208,10 +210,9 @@ def test_what_is_chosen_divides_and_is_the_best(on: str) -> None:
     topology = parse_topology(on)
     for job in JOBS:
         work = Work(*job)
-        reasons = (
-            misfit(mesh, work.config, batch=work.batch, context=work.context)
-            for mesh in factorisations(topology.count)
-        )
+        batch = work.batch if work.job == "train" else None
+        unfit = partial(misfit, config=work.config, batch=batch, context=work.context)
+        reasons = (unfit(mesh) for mesh in factorisations(topology.count))
         if None not in reasons:
             with pytest.raises(ConfigError, match="no mesh of"):
                 plan(work, topology)
@@ -220,14 +221,14 @@ def test_what_is_chosen_divides_and_is_the_best(on: str) -> None:
         mesh = made.mesh
         assert mesh.size == topology.count
         assert work.config.heads % mesh.tp == work.config.kv_heads % mesh.tp == 0
-        assert work.batch % (mesh.dp * mesh.fsdp) == 0
-        assert mesh.sp == 1 or work.context % (2 * mesh.sp) == 0
+        assert not batch or batch % (mesh.dp * mesh.fsdp) == 0
+        assert mesh.sp == 1 or work.context >= 2 * mesh.sp
         assert made.fits == fits(work, topology)
         assert made.fits == (made.memory.total <= MARGIN * topology.chip.memory)
         assert made.seconds == max(made.times) == getattr(made.times, made.bound)
         rivals = [MeshSizes(sp=topology.count), MeshSizes(fsdp=topology.count)]
         for rival in rivals:
-            if misfit(rival, work.config, batch=work.batch, context=work.context) is None:
+            if unfit(rival) is None:
                 other = plan(work, topology, rival)
                 assert made.fits or not other.fits
                 assert not other.fits or made.seconds <= 1.05 * other.seconds
@@ -292,21 +293,25 @@ def test_the_smallest_slice_is_the_smallest(kind: str) -> None:
 
 def test_meshes_by_name() -> None:
     work, topology = Work(LWM, "train", 32768, 8), parse_topology("8xh100")
-    assert mesh_for("auto", work, topology) == plan(work, topology).mesh
-    assert mesh_for("8x24gb", work, topology) == plan(work, parse_topology("8x24gb")).mesh
-    assert mesh_for("1,-1,4,1", work, topology) == MeshSizes(1, 2, 4, 1)
-    assert mesh_for("tp=2,sp=-1", work, topology) == MeshSizes(tp=2, sp=4)
+
+    def chosen(spec: str) -> MeshSizes:
+        return plan_for(spec, work, topology).mesh
+
+    assert chosen("auto") == plan(work, topology).mesh
+    assert chosen("8x24gb") == plan(work, parse_topology("8x24gb")).mesh
+    assert chosen("1,-1,4,1") == MeshSizes(1, 2, 4, 1)
+    assert chosen("tp=2,sp=-1") == MeshSizes(tp=2, sp=4)
     with pytest.raises(ConfigError, match="for 64 devices, and there are 8"):
-        mesh_for("v4-128", work, topology)
+        chosen("v4-128")
     with pytest.raises(ConfigError, match="no axis is called 'h1000'"):
-        mesh_for("h1000", work, topology)
+        chosen("h1000")
 
 
 def test_meshes_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="tp=3,sp=1: tp = 3 does not divide the heads"):
         plan(Work(LWM, "train", 4096), parse_topology("3x24gb"), MeshSizes(tp=3))
-    with pytest.raises(ConfigError, match=r"no mesh of 3 devices divides 32 .* multiple of 6"):
-        plan(Work(LWM, "train", 4096), parse_topology("3x24gb"))
+    with pytest.raises(ConfigError, match="no mesh of 3 devices .* a context of 4:"):
+        plan(Work(LWM, "train", 4), parse_topology("3x24gb"))
 
 
 @pytest.mark.parametrize("card", registry.PUBLISHED, ids=lambda card: card.name)

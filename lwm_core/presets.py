@@ -1,0 +1,59 @@
+"""The mesh that a text asks for: found by itself, a preset by the name of hardware, or axes.
+
+Standard library only until a mesh is made.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lwm_core.axes import MeshSizes, parse_mesh
+from lwm_core.costs import Work
+from lwm_core.errors import ConfigError, UsageError
+from lwm_core.hardware import Topology, parse_topology
+from lwm_core.plan import Plan, plan
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+
+def plan_for(spec: str, work: Work, topology: Topology) -> Plan:
+    """The plan of some work on a mesh: `auto`, a preset, or the axes that `parse_mesh` reads.
+
+    `auto` is the best for the work on this hardware; a preset is the name of hardware, and stands
+    for what is best there. Raises ConfigError where the devices are not as many, and for a mesh
+    that can't cut up the model or its batch.
+    """
+    if spec == "auto":
+        return plan(work, topology)
+    return plan(work, topology, _sizes(spec, work, topology))
+
+
+def _sizes(spec: str, work: Work, topology: Topology) -> MeshSizes:
+    try:
+        preset = parse_topology(spec)
+    except UsageError:
+        return parse_mesh(spec, topology.count)
+    if preset.count != topology.count:
+        raise ConfigError(
+            f"mesh {spec!r} is for {preset.count} devices, and there are {topology.count}; "
+            "auto fits any"
+        )
+    return plan(work, preset).mesh
+
+
+def plan_here(spec: str, work: Work) -> tuple[Plan, Mesh]:
+    """The plan of some work on the devices that jax sees, and its mesh.
+
+    On a CPU, whose devices are simulated, `auto` takes one alone, unless several processes have
+    joined. Raises ConfigError as `plan_for` does.
+    """
+    import jax
+
+    from lwm_core.mesh import make_mesh, this_topology
+
+    devices = jax.devices()
+    if spec == "auto" and devices[0].platform == "cpu" and jax.process_count() == 1:
+        devices = devices[:1]
+    made = plan_for(spec, work, this_topology(devices))
+    return made, make_mesh(str(made.mesh), devices)
