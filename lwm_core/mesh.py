@@ -22,17 +22,16 @@ from lwm_core.axes import AXES, parse_mesh
 from lwm_core.hardware import SLICES, Chip, Topology, recognise, this_cpu
 
 
-def make_mesh(spec: str = "auto", devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(spec: str | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over `devices` (by default all) from a text that `axes.parse_mesh` reads.
 
-    `auto` is fsdp over all accelerators, or a single device on a CPU. Raises ConfigError for a
-    text that can't be meant and for sizes that don't fit the devices.
+    Without a text it is the first device alone. Raises ConfigError for a text that can't be meant
+    and for sizes that don't fit the devices.
     """
-    devices = jax.devices() if devices is None else devices
-    if spec == "auto":
-        devices = devices[:1] if devices[0].platform == "cpu" else devices
-        spec = "fsdp=-1"
-    sizes = parse_mesh(spec, len(devices))
+    devices = list(jax.devices() if devices is None else devices)
+    if spec is None:
+        devices = devices[:1]
+    sizes = parse_mesh(spec or "dp=1", len(devices))
     # An axis may be longer than any side of a slice: then it winds through the slice.
     placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))

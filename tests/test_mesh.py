@@ -17,9 +17,11 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from lwm_core.axes import AXES, MeshSizes, factorisations, misfit, parse_mesh
 from lwm_core.config import REMATS, SIZES, ModelConfig
+from lwm_core.costs import Work
 from lwm_core.errors import ConfigError
 from lwm_core.execution import Execution
 from lwm_core.mesh import device_line, make_mesh, missed_gpu, this_topology
+from lwm_core.presets import plan_here
 from lwm_core.train.language import LanguageState, abstract_state, language_step, lay_out
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
 from lwm_core.transformer import Params, flatten, forward, init, parameters, shardings
@@ -170,7 +172,7 @@ def test_meshes_that_do_not_suit_the_model() -> None:
     assert "dp × fsdp = 4 does not divide the batch of 6; 3 would" in misfit(
         MeshSizes(2, 2), TINY, batch=6
     )
-    assert "the feed-forward size of the model: 48; 16 would" in misfit(
+    assert "the feed-forward size of the model: 48; 24 would" in misfit(
         MeshSizes(tp=32), dataclasses.replace(TINY, heads=64, kv_heads=32)
     )
     assert misfit(MeshSizes(sp=8), TINY, context=25) is None  # it is filled up
@@ -211,12 +213,14 @@ def test_this_topology_of_accelerators() -> None:
     assert (str(cards), cards.hosts, cards.chip.memory) == ("16xh100-80gb", 2, 15 << 30)
 
 
-def test_auto_takes_all_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Chip:
-        platform = "tpu"
-
-    monkeypatch.setattr(jax, "make_mesh", lambda sizes, *_, devices, **__: (sizes, len(devices)))
-    assert make_mesh("auto", [Chip()] * 4) == ((1, 4, 1, 1), 4)
+def test_the_mesh_of_some_work() -> None:
+    """Of simulated devices one is taken, unless more are asked for."""
+    work = Work(TINY, "decode", 64)
+    assert plan_here("auto", work)[1].size == 1
+    made, mesh = plan_here("tp=2,sp=-1", work)
+    assert dict(mesh.shape) == made.mesh._asdict() == {"dp": 1, "fsdp": 1, "tp": 2, "sp": 4}
+    with pytest.raises(ConfigError, match="tp = 8 does not divide the heads of the model: 4"):
+        plan_here("tp=8", work)
 
 
 @pytest.mark.parametrize(

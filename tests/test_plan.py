@@ -167,7 +167,7 @@ def test_nothing_is_sent_by_one_device() -> None:
 
 
 def test_what_travels_the_ring_by_hand() -> None:
-    """A prompt's queries in bfloat16 and what they have got in float32, of 2 layers of 4 heads of 8.
+    """A prompt's queries in bfloat16 and what they have got in float32: 2 layers, 4 heads of 8.
 
     They visit both devices and come home; the log-sum-exp of each head comes along.
     """
@@ -310,7 +310,7 @@ def test_meshes_by_name() -> None:
 def test_meshes_that_cannot_be() -> None:
     with pytest.raises(ConfigError, match="tp=3,sp=1: tp = 3 does not divide the heads"):
         plan(Work(LWM, "train", 4096), parse_topology("3x24gb"), MeshSizes(tp=3))
-    with pytest.raises(ConfigError, match="no mesh of 3 devices .* a context of 4:"):
+    with pytest.raises(ConfigError, match=r"no mesh of 3 devices .* a context of 4:"):
         plan(Work(LWM, "train", 4), parse_topology("3x24gb"))
 
 
