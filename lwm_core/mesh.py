@@ -31,7 +31,7 @@ def make_mesh(spec: str | None = None, devices: Sequence[jax.Device] | None = No
     devices = list(jax.devices() if devices is None else devices)
     if spec is None:
         devices = devices[:1]
-    sizes = parse_mesh(spec or "dp=1", len(devices))
+    sizes = parse_mesh("dp=1" if spec is None else spec, len(devices))
     # An axis may be longer than any side of a slice: then it winds through the slice.
     placed = create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
