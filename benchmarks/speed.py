@@ -193,6 +193,8 @@ def random_model(config: ModelConfig, dtype: str) -> LoadedModel:
         tokenizer=None,  # type: ignore[arg-type]
         vqgan=None,
         how=Execution(make_mesh(), jnp.dtype(dtype)),
+        context=config.max_length,
+        cache_dtype=jnp.dtype(dtype),
         defaults={},
     )
 

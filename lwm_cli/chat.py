@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lwm_cli import loading, options
+from lwm_cli import contexts, loading, options
 from lwm_cli.dialogue import attach_file, hold_dialogue, read_attachment
 from lwm_cli.files import is_terminal, piped_text
 from lwm_cli.session import Conversation
@@ -29,6 +30,8 @@ def run(
     go_on: Annotated[
         bool, typer.Option("-c", "--continue", help="Go on with the last conversation.")
     ] = False,
+    kept: options.KeptContext = None,
+    length: options.MostContext = None,
     frames: options.Frames = 8,
     max_tokens: options.MaxTokens = 512,
     temperature: options.Temperature = None,
@@ -37,8 +40,10 @@ def run(
     seed: options.Seed = None,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    cache: options.Cache = None,
     attention: options.Attention = "auto",
     as_json: options.AsJson = False,
+    force: options.Force = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -50,20 +55,36 @@ def run(
     text = _opening(prompt, is_piped_attached="-" in (attach or ()))
     if as_json and not text:
         raise UsageError("--json answers one prompt; give it as an argument or through a pipe")
+    if go_on and kept:
+        raise UsageError("-c goes on with the context that it began with; leave out --context")
+    said = contexts.inspect(kept, shows=bool(attach), force=force)
     conversation = Conversation.latest() if go_on else Conversation.with_model(model)
+    if go_on and conversation.context:
+        kept = Path(conversation.context)
+        said = contexts.inspect(kept, shows=False, force=False)
     if options.was_typed(context, "model"):
         conversation.switch(model)
+    elif said:
+        conversation.model = said["name"]
     conversation.system = system or conversation.system
     attached = [(name, read_attachment(name, frames, conversation.model)) for name in attach or ()]
     with Screen(quiet=quiet, verbose=verbose) as screen:
         loaded = loading.load(
-            conversation.model, screen, mesh=mesh, dtype=dtype, attention=attention
+            conversation.model,
+            screen,
+            mesh=mesh,
+            dtype=dtype or said.get("dtype"),
+            cache=cache or said.get("cache"),
+            attention=attention,
+            context=length,
         )
         drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         sampling = loading.sampling_for("chat", loaded, **drawn, seed=loading.seed_or_random(seed))
         talk = Talk(loaded, conversation, screen, sampling, max_tokens)
         for name, content in attached:
             attach_file(talk, name, content)
+        if kept:
+            contexts.establish(talk, kept, is_there=bool(said))
         if not text:
             hold_dialogue(talk, frames)
             return

@@ -121,6 +121,8 @@ class _Commands:
         self._tell(f"{name} goes with your next message")
 
     def _system(self, text: str) -> None:
+        if text and self._talk.conversation.context:
+            raise UsageError("what it was told stands in the context that was read; begin without")
         if text:
             self._talk.conversation.system = text
         self._tell(self._talk.conversation.system or "nothing was said; /system TEXT says it")

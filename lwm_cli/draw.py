@@ -31,6 +31,7 @@ def run(
     seed: options.Seed = None,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    cache: options.Cache = None,
     attention: options.Attention = "auto",
     force: options.Force = False,
     quiet: options.Quiet = False,
@@ -48,7 +49,9 @@ def run(
     outputs = [name] if as_grid else files.numbered(name, count)
     force = files.claim(outputs, PICTURE_SUFFIXES, force=force)
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype, attention=attention)
+        loaded = loading.load(
+            model, screen, sees=True, mesh=mesh, dtype=dtype, cache=cache, attention=attention
+        )
         import numpy as np
 
         from lwm_core.generate import draw

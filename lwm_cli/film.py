@@ -27,6 +27,7 @@ def run(
     seed: options.Seed = None,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    cache: options.Cache = None,
     attention: options.Attention = "auto",
     force: options.Force = False,
     quiet: options.Quiet = False,
@@ -44,7 +45,9 @@ def run(
     path = output or files.output_name(text, ".mp4")
     force = files.claim([path], VIDEO_SUFFIXES, force=force)
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype, attention=attention)
+        loaded = loading.load(
+            model, screen, sees=True, mesh=mesh, dtype=dtype, cache=cache, attention=attention
+        )
         from lwm_core.generate import film
 
         seed = loading.seed_or_random(seed)

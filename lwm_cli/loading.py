@@ -9,6 +9,7 @@ from lwm_core.errors import FormatError
 
 if TYPE_CHECKING:
     from lwm_cli.ui import Screen
+    from lwm_core.config import ModelConfig
     from lwm_core.load import LoadedModel
     from lwm_core.sampling import Sampling
 
@@ -43,9 +44,22 @@ def load(name: str, screen: Screen, **settings: Any) -> LoadedModel:
         screen.note(f"{model.name} does not say all; taken: {line}")
     if model.hint:
         screen.note(model.hint)
+    if model.context > model.config.max_length:
+        screen.note(beyond(model.name, model.config, model.context))
     if screen.verbose:
-        screen.note(f"{model.name} · {model.config.max_length} tokens of context · {model.device}")
+        screen.note(f"{model.name} · {model.context} tokens of context · {model.device}")
     return model
+
+
+def beyond(name: str, config: ModelConfig, context: int) -> str:
+    """What it takes to use a model beyond the context that it was made for."""
+    from lwm_core.plan import usual_theta
+
+    theta = max(usual_theta(context), config.rope_theta)
+    return (
+        f"{name} was made for {config.max_length:,} tokens and a rotary base of "
+        f"{config.rope_theta:g}; models of {context:,} are trained with {theta:g}"
+    )
 
 
 def sampling_for(task: str, model: LoadedModel, **given: Any) -> Sampling:

@@ -73,6 +73,7 @@ def run(
     seed: options.Seed = 0,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    cache: options.Cache = None,
     attention: options.Attention = "auto",
     as_json: options.AsJson = False,
     force: options.Force = False,
@@ -111,7 +112,15 @@ def run(
         raise UsageError(f"there is no directory {results.parent}; make it first")
     force = files.claim([output] if output else [], PICTURE_SUFFIXES, force=force)
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(model, screen, mesh=mesh, dtype=dtype, attention=attention)
+        loaded = loading.load(
+            model,
+            screen,
+            mesh=mesh,
+            dtype=dtype,
+            cache=cache,
+            attention=attention,
+            context=context,
+        )
         hidden_in = needle.hide_in(loaded, config, passages if haystack else None)
         identity = needle.Identity.of(loaded, config, passages)
         path = results or _kept_at(identity.digest)

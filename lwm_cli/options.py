@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lwm_core import registry
+from lwm_core.costs import CacheDtype
 
 DEFAULT_MODEL = "nano"
 _LENGTH_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
@@ -115,6 +116,23 @@ Context = Annotated[
         "--ctx", parser=parse_length, metavar="LENGTH", help="Context in tokens: 2048, 8k, 1m."
     ),
 ]
+MostContext = Annotated[
+    int | None,
+    typer.Option(
+        "--ctx",
+        parser=parse_length,
+        metavar="LENGTH",
+        help="Tokens to hold at most: 8k, 1m; by default what the model was made for.",
+    ),
+]
+KeptContext = Annotated[
+    Path | None,
+    typer.Option(
+        "--context",
+        metavar="FILE",
+        help="Keep what is attached there once it is read; later ask about it without reading.",
+    ),
+]
 Frames = Annotated[
     int,
     typer.Option("--frames", min=1, metavar="N", help="Frames of a clip."),
@@ -146,6 +164,10 @@ Mesh = Annotated[
 Dtype = Annotated[
     Literal["float32", "bfloat16"] | None,
     typer.Option("--dtype", help="Number format to compute in; by default what suits the device."),
+]
+Cache = Annotated[
+    CacheDtype | None,
+    typer.Option("--cache", help="Number format of keys and values; by default as --dtype."),
 ]
 Attention = Annotated[
     str,

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lwm_cli import options
+from lwm_cli import loading, options
 from lwm_cli.ui import Screen, print_table
 from lwm_core import registry
 from lwm_core.config import SIZES, ModelConfig
-from lwm_core.costs import CacheDtype, Job, Work, count_parameters
+from lwm_core.costs import Job, Work, count_parameters
 from lwm_core.errors import DoesNotFit
 from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
-from lwm_core.plan import MARGIN, Plan, longest_context, smallest_slice, usual_theta
+from lwm_core.plan import MARGIN, Plan, longest_context, smallest_slice
 from lwm_core.presets import plan_for
 
 if TYPE_CHECKING:
@@ -53,10 +53,7 @@ def run(
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Rows of a step.")] = 1,
-    cache: Annotated[
-        CacheDtype | None,
-        typer.Option("--cache", help="Number format of keys and values; by default as --dtype."),
-    ] = None,
+    cache: options.Cache = None,
     ask_compiler: Annotated[
         bool,
         typer.Option("--compile", help="Ask the TPU compiler too; it needs no TPU, but minutes."),
@@ -83,7 +80,7 @@ def run(
     with Screen(quiet=quiet) as screen:
         compiled = _compiled(made, screen) if ask_compiler else None
         if work.context > config.max_length:
-            screen.note(_beyond(model, work))
+            screen.note(loading.beyond(model, config, work.context))
         if as_json:
             facts = _facts(model, made, longest, slices)
             if compiled:
@@ -136,15 +133,6 @@ def _topology(text: str | None) -> Topology:
     from lwm_core.mesh import this_topology
 
     return this_topology()
-
-
-def _beyond(model: str, work: Work) -> str:
-    """What it takes to use a model beyond the context that it was made for."""
-    theta = max(usual_theta(work.context), work.config.rope_theta)
-    return (
-        f"{model} was made for {work.config.max_length:,} tokens and a rotary base of "
-        f"{work.config.rope_theta:g}; models of {work.context:,} are trained with {theta:g}"
-    )
 
 
 def _compiled(made: Plan, screen: Screen) -> Compiled:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lwm_cli import loading, options
+from lwm_cli import contexts, loading, options
 from lwm_cli.dialogue import hold_dialogue
 from lwm_cli.files import as_file, is_terminal, piped_text
 from lwm_cli.session import Conversation
@@ -26,6 +26,7 @@ ABOUT_A_CLIP = "What happens?"
 
 
 def run(
+    context: typer.Context,
     words: Annotated[
         list[str],
         typer.Argument(
@@ -34,6 +35,8 @@ def run(
     ],
     model: options.Model = options.DEFAULT_MODEL,
     system: options.System = None,
+    kept: options.KeptContext = None,
+    length: options.MostContext = None,
     frames: options.Frames = 8,
     start: options.Start = None,
     end: options.End = None,
@@ -44,8 +47,10 @@ def run(
     seed: options.Seed = None,
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
+    cache: options.Cache = None,
     attention: options.Attention = "auto",
     as_json: options.AsJson = False,
+    force: options.Force = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -54,18 +59,32 @@ def run(
 
     Without a question they are described; on a terminal you can then ask.
     """
-    names, question = split_question(words)
+    said = contexts.inspect(kept, shows=True, force=force)
+    names, question = split_question(words, needs_media=not said)
+    if said and not options.was_typed(context, "model"):
+        model = said["name"]
     if question is None and "-" not in names:
         question = piped_text(is_needed=False) or None
     size = loading.picture_size(model)
     clips = [_read(name, frames, start, end, size) for name in names]
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(model, screen, sees=True, mesh=mesh, dtype=dtype, attention=attention)
+        loaded = loading.load(
+            model,
+            screen,
+            sees=True,
+            mesh=mesh,
+            dtype=dtype or said.get("dtype"),
+            cache=cache or said.get("cache"),
+            attention=attention,
+            context=length,
+        )
         drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         sampling = loading.sampling_for("see", loaded, **drawn, seed=loading.seed_or_random(seed))
         talk = Talk(loaded, Conversation.with_model(model, system), screen, sampling, max_tokens)
         for clip in clips:
             talk.show_frames(clip.frames)
+        if kept:
+            contexts.establish(talk, kept, is_there=bool(said))
         asked = question or _description(clips)
         answer = talk.say(asked, echo=not as_json)
         if as_json:
@@ -79,15 +98,17 @@ def run(
             hold_dialogue(talk, frames)
 
 
-def split_question(words: Sequence[str]) -> tuple[list[str], str | None]:
+def split_question(
+    words: Sequence[str], *, needs_media: bool = True
+) -> tuple[list[str], str | None]:
     """The names of files, and the last word if it is a question and no file.
 
     What has blanks or no file suffix and isn't there can only be a question, unless it is all
-    that was given.
+    that was given and there must be media.
     """
     *names, last = words
     is_file = last == "-" or os.path.exists(last) or re.fullmatch(r"\S*(/\S*[^?]|\.\w{1,5})", last)
-    if not names or is_file:
+    if (needs_media and not names) or is_file:
         return list(words), None
     return names, last
 

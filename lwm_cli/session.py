@@ -27,11 +27,15 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """A conversation with one model: what was said, and the file that keeps it."""
+    """A conversation with one model: what was said, and the file that keeps it.
+
+    `context` is the file of the context that it begins with, if any.
+    """
 
     model: str
     system: str | None = None
     turns: list[Turn] = field(default_factory=list)
+    context: str | None = None
     path: Path = field(default_factory=lambda: _new_path())
 
     @classmethod
@@ -53,7 +57,8 @@ class Conversation:
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             turns = [Turn(**turn) for turn in values["turns"]]
-            return cls(values["model"], values["system"], turns, path)
+            context = values.get("context")
+            return cls(values["model"], values["system"], turns, context, path)
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"{path} is no conversation of lwm; delete it") from error
 
@@ -76,6 +81,7 @@ class Conversation:
         values = {
             "model": self.model,
             "system": self.system,
+            "context": self.context,
             "turns": [asdict(turn) for turn in self.turns],
         }
         write_text(self.path, json.dumps(values, ensure_ascii=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lwm_cli.ui import Screen
+    from lwm_core.context import Context
     from lwm_core.generate import Message
     from lwm_core.load import LoadedModel
     from lwm_core.sampling import Sampling
@@ -53,11 +55,19 @@ class Talk:
         self._max_tokens = max_tokens
         self._texts: list[str] = []
         self._clips: list[np.ndarray] = []
+        self._opening: list[int] = []
+        self._context: Context | None = None
 
     def begin_anew(self) -> None:
-        """Forget what was said and what was shown; what it was told to be stays."""
-        self.conversation = Conversation(self.conversation.model, self.conversation.system)
+        """Forget what was said and what was shown; what it was told to be stays, and a context."""
+        old = self.conversation
+        self.conversation = Conversation(old.model, old.system, context=old.context)
         self._texts, self._clips = [], []
+
+    def begin_with(self, context: Context, path: Path) -> None:
+        """Let the conversation be about a context, which a file holds."""
+        self._opening, self._context = list(context.ids), context
+        self.conversation.context = str(path.absolute())
 
     def show_text(self, name: str, text: str) -> None:
         """Put a text file before the next message."""
@@ -69,13 +79,23 @@ class Talk:
 
         self._clips.append(encode_media(self.model, frames))
 
+    def take_shown(self) -> Message:
+        """What was shown and waits for the next message, which now goes without it."""
+        from lwm_core.generate import Message
+
+        shown = Message("user", "\n".join(self._texts), tuple(self._clips))
+        self._texts, self._clips = [], []
+        return shown
+
     def say(self, text: str, *, echo: bool = True) -> Answer:
         """Say something; the answer goes to standard output as it comes, unless not `echo`.
 
         What was said counts only once it is answered: an error or Ctrl-C leaves no trace.
         """
+        from lwm_core.context import Context
         from lwm_core.generate import reply
 
+        self._context = self._context or Context()
         turn = Turn(
             "user", "\n".join([*self._texts, text]), [clip.tolist() for clip in self._clips]
         )
@@ -87,6 +107,8 @@ class Talk:
                 _messages([*self._told(), *self.conversation.turns, turn]),
                 sampling=self._sampling,
                 max_tokens=self._max_tokens,
+                opening=self._opening,
+                context=self._context,
                 on_progress=meter,
             ):
                 self.screen.clear()
@@ -103,7 +125,7 @@ class Talk:
 
     def _told(self) -> list[Turn]:
         system = self.conversation.system
-        return [Turn("system", system)] if system else []
+        return [Turn("system", system)] if system and not self._opening else []
 
     def _keep(self, *turns: Turn) -> None:
         self._texts, self._clips = [], []

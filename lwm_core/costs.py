@@ -36,7 +36,7 @@ _ATTENTION_BACKWARD = 2.5
 
 _RECOMPUTED = {
     "none": (),
-    "attention": ("wo", "w_gate", "w_up"),
+    "attention": ("wq", "wk", "wv", "wo", "w_gate", "w_up"),
     "block": ("wq", "wk", "wv", "wo", "w_gate", "w_up"),
     "full": ("wq", "wk", "wv", "wo", "w_gate", "w_up") * 2 + ("w_down",),
 }
@@ -218,7 +218,7 @@ def _kept(config: ModelConfig, mesh: MeshSizes, local: _Local, remat: Remat) -> 
     if remat == "none":
         return layers * t * ((4 * d + 2 * n + 2 * k + 3 * inner) * c + lse)
     if remat == "attention":
-        return layers * t * ((d + 2 * n + 2 * k) * c + lse)
+        return layers * t * ((d + n) * c + lse)
     if remat == "block":
         return layers * t * d * c
     outer = math.ceil(math.sqrt(layers))

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from lwm_core.cache import empty_cache
+from lwm_core.cache import cache_specs, empty_cache
 from lwm_core.config import ModelConfig
+from lwm_core.context import Context, keep, widen
 from lwm_core.errors import ContextTooLong
 from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
@@ -124,19 +125,27 @@ def _decode(
     return state, ids
 
 
-def chunk_for(tokens: int) -> int:
-    """How many of so many prompt tokens are read in one call."""
+def chunk_for(tokens: int, ways: int = 1) -> int:
+    """How many of so many prompt tokens are read in one call, by so many devices together."""
     room = max(tokens // 4, -tokens % PREFILL_CHUNKS[-1])
     fitting = next(size for size in PREFILL_CHUNKS if -tokens % size <= room)
-    return min(fitting, 1 << (tokens - 1).bit_length())
+    return _whole(min(fitting, 1 << (tokens - 1).bit_length()), ways)
 
 
-def cache_slots(tokens: int) -> int:
-    """The smallest bucket (a power of two, or one and a half) that holds so many tokens."""
+def cache_slots(tokens: int, ways: int = 1) -> int:
+    """The smallest bucket (a power of two, or one and a half) that holds so many tokens.
+
+    Every one of so many devices has equally many of the slots.
+    """
     size = SMALLEST_CACHE
     while size < tokens:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
+    return _whole(size, ways)
+
+
+def _whole(size: int, unit: int) -> int:
+    """The size rounded up to a multiple of the unit."""
+    return -(-size // unit) * unit
 
 
 def generate(
@@ -147,26 +156,31 @@ def generate(
     sampling: Sampling,
     max_tokens: int,
     stops: bool = True,
+    context: Context | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Draw tokens behind the prompts; yields ids, int32 `[rows, k]`, as they come.
 
     Prompts are padded on the left. Under guidance the second half of them is unconditional and
     `rows` is half their number. With `stops` a row that drew the end id goes on with zeros, and
-    all ends when every row has. Raises ContextTooLong when prompt and answer don't fit.
+    all ends when every row has. With a `context`, of a single prompt, what it shares with the
+    prompt is not read again, and it then holds all that was read and drawn. Raises ContextTooLong
+    when prompt and answer don't fit.
     """
     longest = max(map(len, prompts))
-    if longest + max_tokens > model.config.max_length:
+    if longest + max_tokens > model.context:
         raise ContextTooLong(
             f"{longest} tokens of prompt and {max_tokens} to come are more than the "
-            f"{model.config.max_length} of {model.name}: shorten the prompt or ask for less"
+            f"{model.context} of {model.name}: shorten the prompt or ask for less"
         )
+    if context is not None and len(prompts) > 1:
+        raise ValueError(f"a context is that of one prompt, and there are {len(prompts)}")
     static = {
         "config": model.config,
         "modality": modality,
         "how": model.how,
     }
-    cache, logits = _read(model, prompts, max_tokens, static, on_progress)
+    cache, logits = _read(model, prompts, max_tokens, static, context, on_progress)
     guided = sampling.guidance != 1
     state = DecodeState(
         cache=cache,
@@ -189,6 +203,9 @@ def generate(
         )
         new = int(state.drawn) - written
         written += new
+        if context is not None:
+            context.ids += ids[0, :new].tolist()
+            context.cache = state.cache
         if on_progress:
             on_progress(Progress("writing", written, max_tokens, "tokens"))
         yield np.asarray(ids[:, :new])
@@ -196,24 +213,67 @@ def generate(
             return
 
 
+def read_context(
+    model: LoadedModel,
+    ids: Sequence[int],
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Context:
+    """Read ids, for prompts that begin with them. Raises ContextTooLong when they are too many."""
+    if len(ids) >= model.context:
+        raise ContextTooLong(
+            f"{len(ids)} tokens leave no room for a question in the {model.context} of "
+            f"{model.name}: shorten the text, show fewer frames (--frames), or give a longer --ctx"
+        )
+    context = Context()
+    static = {"config": model.config, "modality": "text", "how": model.how}
+    _read(model, [ids], 0, static, context, on_progress)
+    return context
+
+
 def _read(
     model: LoadedModel,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     static: dict,
+    context: Context | None,
     on_progress: Callable[[Progress], None] | None,
 ) -> tuple[KVCache, jax.Array]:
-    """Prefill the prompts in chunks; returns the cache and the logits behind them."""
-    longest = max(map(len, prompts))
-    chunk = chunk_for(longest)
-    length = -(-longest // chunk) * chunk
-    padded = pad_left(prompts, length)
-    slots = cache_slots(length + max_tokens)
-    cache = empty_cache(model.config, len(prompts), slots, model.how.dtype)
+    """Prefill the prompts in chunks, but for what a context holds of them; it then holds all.
+
+    Returns the cache and the logits behind the prompts.
+    """
+    known = context.shared_with(prompts[0]) if context is not None else 0
+    longest = max(map(len, prompts)) - known
+    chunk = chunk_for(longest, model.how.ways)
+    length = _whole(longest, chunk)
+    ids, positions, segments = pad_left([prompt[known:] for prompt in prompts], length)
+    padded = ids, positions + known * segments, segments
+    cache = _room(model, len(prompts), length + max_tokens, known, context)
     for start in range(0, length, chunk):
         tokens = Tokens(*(jnp.asarray(part[:, start : start + chunk]) for part in padded))
         logits, cache = _prefill(model.params, tokens, cache, **static)
         if on_progress:
             jax.block_until_ready(logits)  # jax runs ahead: report what is done, not what is begun
             on_progress(Progress("reading", min(start + chunk, length), length, "tokens"))
+    if context is not None:
+        context.ids, context.cache = list(prompts[0]), cache
     return cache, logits
+
+
+def _room(
+    model: LoadedModel, rows: int, tokens: int, known: int, context: Context | None
+) -> KVCache:
+    """A cache with room for so many tokens behind those `known` of a context, if there are any."""
+    how = model.how
+    if context is None or context.cache is None or not known:
+        return _fresh(model.config, rows, cache_slots(tokens, how.ways), model.cache_dtype, how)
+    cache = keep(context.cache, known, how.ways)
+    slots = cache_slots(int(cache.length) + tokens, how.ways)
+    return widen(cache, slots, how) if slots > cache.positions.shape[1] else cache
+
+
+@partial(jax.jit, static_argnames=("config", "rows", "slots", "dtype", "how"))
+def _fresh(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, how: Execution) -> KVCache:
+    """An empty cache, every part of it made where it lies."""
+    places = jax.tree.map(how.sharding, cache_specs(how, rows))
+    return jax.lax.with_sharding_constraint(empty_cache(config, rows, slots, dtype), places)

@@ -8,15 +8,25 @@ from dataclasses import replace
 import numpy as np
 
 from lwm_core import vqgan
-from lwm_core.decode import generate
+from lwm_core.context import Context
+from lwm_core.decode import generate, read_context
 from lwm_core.errors import ContextTooLong, TextOnly
 from lwm_core.load import LoadedModel
 from lwm_core.media import prepare
 from lwm_core.sampling import Sampling
-from lwm_core.tokens import Message, chat_prompt, make_prompt, unconditional_prompt
+from lwm_core.tokens import Message, chat_prompt, make_prompt, opening_ids, unconditional_prompt
 from lwm_core.types import Frame, Progress
 
-__all__ = ["Message", "complete", "draw", "encode_media", "film", "reply"]
+__all__ = [
+    "Message",
+    "complete",
+    "draw",
+    "encode_media",
+    "film",
+    "opening",
+    "read_context",
+    "reply",
+]
 
 BATCH = 8
 """Frames per compiled call of the image tokenizer."""
@@ -31,11 +41,11 @@ def encode_media(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
     more frames than its context holds.
     """
     image = _image_tokenizer(model)
-    room = model.config.max_length // model.layout.frame_tokens
+    room = model.context // model.layout.frame_tokens
     if len(frames) > room:
         raise ContextTooLong(
             f"{len(frames)} frames are more than the context of {model.name} holds "
-            f"({model.config.max_length} tokens): show at most {room} (--frames)"
+            f"({model.context} tokens): show at most {room} (--frames)"
         )
     pixels = vqgan.to_unit(prepare(frames, image.config.resolution))
     return vqgan.in_batches(lambda part: vqgan.encode(image, part), pixels, BATCH)
@@ -53,21 +63,33 @@ def _image_tokenizer(model: LoadedModel) -> vqgan.VQGAN:
     return model.vqgan
 
 
+def opening(model: LoadedModel, shown: Message, system: str | None = None) -> list[int]:
+    """Ids of what a conversation is to be about, for `decode.read_context` and `reply`.
+
+    Raises UsageError for media that the model can't talk about.
+    """
+    return opening_ids(model.tokenizer, model.layout, shown, model.style, system)
+
+
 def reply(
     model: LoadedModel,
     messages: Sequence[Message],
     *,
     sampling: Sampling,
     max_tokens: int,
+    opening: Sequence[int] = (),
+    context: Context | None = None,
     on_progress: OnProgress | None = None,
 ) -> Iterator[str]:
     """The assistant's answer to a conversation, piece by piece as it is written, without guidance.
 
-    Ends at the end id or where the context is full. Raises ContextTooLong when the conversation
-    leaves no room for an answer; the message says how many frames would fit.
+    The conversation may have an `opening`, what `opening` gave or a file held; what a
+    `context` holds of it all is not read again, and it then holds the answer too. Ends at the end
+    id or where the model's context is full. Raises ContextTooLong when the conversation leaves no
+    room for an answer; the message says how many frames would fit.
     """
-    prompt = chat_prompt(model.tokenizer, model.layout, messages, model.style)
-    room = model.config.max_length - len(prompt)
+    prompt = chat_prompt(model.tokenizer, model.layout, messages, model.style, opening)
+    room = model.context - len(prompt)
     if room < 1:
         raise ContextTooLong(_too_long(model, messages, len(prompt)))
     stream = model.tokenizer.stream()
@@ -77,6 +99,7 @@ def reply(
         modality="text",
         sampling=replace(sampling, guidance=1.0),
         max_tokens=min(max_tokens, room),
+        context=context,
         on_progress=on_progress,
     ):
         if piece := stream.feed(ids[0].tolist()):
@@ -87,9 +110,9 @@ def reply(
 
 def _too_long(model: LoadedModel, messages: Sequence[Message], length: int) -> str:
     """What to say when a conversation does not fit, in frames if it has any."""
-    message = f"{length} tokens are more than the {model.config.max_length} of {model.name}"
+    message = f"{length} tokens are more than the {model.context} of {model.name}"
     frames = sum(len(codes) for one in messages for codes in one.media)
-    over = -(-(length + 1 - model.config.max_length) // model.layout.frame_tokens)
+    over = -(-(length + 1 - model.context) // model.layout.frame_tokens)
     if frames <= over:
         return f"{message}: shorten the text"
     return f"{message}: show at most {frames - over} frames (--frames), not {frames}"
@@ -145,12 +168,12 @@ def film(
     Raises ContextTooLong before any work when the context does not hold so many frames.
     """
     wish = make_prompt(model.tokenizer, prompt, "video")
-    room = (model.config.max_length - len(wish)) // model.layout.frame_tokens
+    room = (model.context - len(wish)) // model.layout.frame_tokens
     if frames > room:
         what_to_do = f"make at most {room} (--frames)" if room > 0 else "shorten the prompt"
         raise ContextTooLong(
             f"{frames} frames and a prompt of {len(wish)} tokens are more than the context of "
-            f"{model.name} holds ({model.config.max_length} tokens): {what_to_do}"
+            f"{model.name} holds ({model.context} tokens): {what_to_do}"
         )
     first = np.zeros((0, model.config.frame_codes), np.int32)
     for event in draw(model, [prompt], sampling=image_sampling, preview=preview):

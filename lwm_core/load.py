@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
-from lwm_core import backend, checkpoint, transformer
+from lwm_core import backend, checkpoint, costs, transformer
 from lwm_core.attention import check_implementation
 from lwm_core.chat_templates import LWM, ChatStyle
 from lwm_core.config import ModelConfig
-from lwm_core.errors import FormatError, TextOnly
+from lwm_core.costs import CacheDtype, Dtype, Work
+from lwm_core.errors import DoesNotFit, FormatError, TextOnly, UsageError
 from lwm_core.execution import Execution
-from lwm_core.mesh import device_line, make_mesh, missed_gpu
+from lwm_core.hardware import GIB
+from lwm_core.memory import free_memory
+from lwm_core.mesh import device_line, missed_gpu
+from lwm_core.plan import Plan, longest_context, room
+from lwm_core.presets import plan_here
 from lwm_core.source import Source, open_source
 from lwm_core.tokens import FrameLayout
 from lwm_core.types import Progress
@@ -30,8 +37,9 @@ LOG = logging.getLogger(__name__)
 class LoadedModel:
     """A model in memory: what every kind of generation takes.
 
-    `defaults` are its habits of sampling by task (chat, see, draw, film), `style` is the wording of
-    its conversations, `assumed` says, a line each, what its files did not say.
+    It holds `context` tokens, their keys and values as numbers of `cache_dtype`. `defaults` are its
+    habits of sampling by task (chat, see, draw, film), `style` is the wording of its conversations,
+    `assumed` says, a line each, what its files did not say.
     """
 
     name: str
@@ -40,6 +48,8 @@ class LoadedModel:
     tokenizer: AnyTokenizer
     vqgan: VQGAN | None
     how: Execution
+    context: int
+    cache_dtype: jnp.dtype
     defaults: checkpoint.Habits
     style: ChatStyle = LWM
     assumed: tuple[str, ...] = ()
@@ -59,6 +69,11 @@ class LoadedModel:
         """A line about a GPU that is there and not used, or None."""
         return missed_gpu(self.how.mesh)
 
+    def reading(self, tokens: int) -> Work:
+        """What it is to read a row of so many tokens, for `costs` to count."""
+        dtype, cache = cast(Dtype, self.how.dtype.name), cast(CacheDtype, self.cache_dtype.name)
+        return Work(self.config, "prefill", tokens, dtype=dtype, cache_dtype=cache)
+
 
 def load_model(
     name: str,
@@ -66,28 +81,43 @@ def load_model(
     dtype: str | None = None,
     mesh: str = "auto",
     attention: str = "auto",
+    cache: str | None = None,
+    context: int | None = None,
     sees: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> LoadedModel:
     """Load a model by name or path, tensor by tensor, each to its place on the mesh.
 
     `dtype` is that of computation and of the weights in memory: float32 or bfloat16; by default
-    bfloat16 on an accelerator and float32 on a CPU. With `sees` it must be one that sees.
-    Raises ModelNotFound, FormatError, ConfigError, TextOnly, and UsageError for an unknown way of
-    attention.
+    bfloat16 on an accelerator and float32 on a CPU. `cache` is that of keys and values, by default
+    the same: float32, bfloat16 or int8. It is to hold `context` tokens, by default as many as it
+    was made for. With `sees` it must be one that sees.
+    Raises ModelNotFound, FormatError, ConfigError, TextOnly, UsageError for an unknown way of
+    attention, and DoesNotFit when memory can't hold such a context.
     """
     backend.prepare()
     check_implementation(attention)
+    if cache not in (None, *costs.BYTES):
+        raise UsageError(f"cache {cache!r} is unknown; choose one of {', '.join(costs.BYTES)}")
     source = open_source(name)
     if sees and source.image is None:
         raise TextOnly(name)
     _check_fit(name, source)
-    device_mesh = make_mesh(mesh)
     chosen = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     numpy_dtype = checkpoint.numpy_dtype(chosen)
-    axes = ",".join(f"{axis}={size}" for axis, size in device_mesh.shape.items())
-    LOG.info("%s in %s, on %s as %s", source.path, chosen, device_line(device_mesh), axes)
+    work = Work(
+        source.config,
+        # What a context is asked for is to be read; without, the model will mostly write.
+        "prefill" if context else "decode",
+        context or source.config.max_length,
+        dtype=cast(Dtype, chosen),
+        cache_dtype=cast(CacheDtype, cache or chosen),
+    )
+    made, device_mesh = plan_here(mesh, work)
+    LOG.info("%s in %s, on %s as %s", source.path, chosen, device_line(device_mesh), made.mesh)
     how = Execution(device_mesh, jnp.dtype(numpy_dtype), attention)
+    if context:
+        _check_memory(name, list(device_mesh.devices.flat), made)
     places = transformer.flatten(transformer.shardings(source.config, how))
 
     def report(done: int, total: int) -> None:
@@ -105,9 +135,26 @@ def load_model(
         tokenizer=source.tokenizer,
         vqgan=source.image,
         how=how,
+        context=context or source.config.max_length,
+        cache_dtype=jnp.dtype(cache or numpy_dtype),
         defaults=source.habits,
         style=source.style,
         assumed=source.assumed,
+    )
+
+
+def _check_memory(name: str, devices: list[jax.Device], made: Plan) -> None:
+    """Raise DoesNotFit unless the devices have room for a model and a context."""
+    chip = dataclasses.replace(made.topology.chip, memory=free_memory(devices))
+    topology = dataclasses.replace(made.topology, chip=chip)
+    if made.memory.total <= room(topology):
+        return
+    longest = longest_context(made.work, topology, made.mesh)
+    fits = f"a context of {longest:,} fits" if longest else "no context fits"
+    smaller = "" if made.work.cache_dtype == "int8" else ", and --cache int8 holds more"
+    raise DoesNotFit(
+        f"{name} with {made.work.context:,} tokens takes {made.memory.total / GIB:.1f} GiB on each "
+        f"device, where {chip.memory / GIB:.1f} are free: {fits}{smaller}"
     )
 
 

@@ -27,7 +27,10 @@ SHARD_BYTES = 4 << 30
 Shape = tuple[int, ...]
 
 _FILE_NAME = re.compile(r"[\w-][\w.-]{0,200}", re.ASCII)
-_NUMBERS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NUMBERS = {
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
+    **{"I8": "int8", "I32": "int32"},
+}
 _CODES = {name: code for code, name in _NUMBERS.items()}
 """Number formats as safetensors spells them, and as numpy does."""
 
@@ -69,6 +72,7 @@ class SafetensorsFile:
     def __init__(self, path: Path):
         self._path = path
         with self._open() as file:
+            self.metadata: Mapping[str, str] = file.metadata() or {}
             names = list(file.keys())
             slices = {name: file.get_slice(name) for name in names}
             self._shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
@@ -191,7 +195,9 @@ def write_tensors(
         places: dict[str, tuple[BinaryIO, int]] = {}
         for name, shard in zip(names, shards, strict=True):
             file = opened.enter_context((folder / name).open("wb"))
-            places |= _write_header(file, shard, dtype)
+            stored = {key: (shape, dtype) for key, shape in shard.items()}
+            begins = write_header(file, stored, {"format": "pt"})
+            places |= {key: (file, begin) for key, begin in begins.items()}
         for name, tensor in tensors:
             if tensor.shape != shapes[name]:
                 raise ValueError(f"{name} has shape {tensor.shape}, expected {shapes[name]}")
@@ -231,17 +237,19 @@ def _shards(
     yield shard
 
 
-def _write_header(
-    file: BinaryIO, shapes: Mapping[str, Shape], dtype: np.dtype
-) -> dict[str, tuple[BinaryIO, int]]:
+def write_header(
+    file: BinaryIO,
+    tensors: Mapping[str, tuple[Shape, np.dtype]],
+    metadata: Mapping[str, str],
+) -> dict[str, int]:
     """The table at the begin of a safetensors file: its length, then JSON padded to 8 bytes.
 
-    Returns where each tensor's bytes go.
+    `tensors` are shapes and number formats by name. Returns where each tensor's bytes go.
     """
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {"__metadata__": dict(metadata)}
     begins: dict[str, int] = {}
     end = 0
-    for name, shape in shapes.items():
+    for name, (shape, dtype) in tensors.items():
         begins[name] = end
         end += math.prod(shape) * dtype.itemsize
         offsets = [begins[name], end]
@@ -249,4 +257,4 @@ def _write_header(
     text = json.dumps(table).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)
-    return {name: (file, 8 + len(text) + begin) for name, begin in begins.items()}
+    return {name: 8 + len(text) + begin for name, begin in begins.items()}

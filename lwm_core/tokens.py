@@ -71,17 +71,22 @@ def chat_prompt(
     layout: FrameLayout,
     messages: Sequence[Message],
     style: ChatStyle = LWM,
+    opening: Sequence[int] = (),
 ) -> list[int]:
     """Ids of a conversation that ends where the assistant is to speak.
 
     Of LWM's style, turns after the first follow the end id of the answer before them. Media stand
     behind the question that they belong to, as in the original's chat about pictures and clips.
-    Raises UsageError for media in another style.
+    An `opening` is what `opening_ids` gave; the first message is about it. Raises UsageError for
+    media in another style.
     """
     if style.name == "chatml":
-        return _chatml_ids(tokenizer, messages, style.system)
+        return [*opening, *_chatml_ids(tokenizer, messages, style.system, is_open=bool(opening))]
     system = style.system or SYSTEM
-    ids: list[int] = []
+    ids = list(opening)
+    if opening:
+        first, *messages = messages
+        ids += _question_ids(tokenizer, layout, first, "")
     for message in messages:
         if message.role == "system":
             system = message.text
@@ -92,31 +97,80 @@ def chat_prompt(
     return ids
 
 
-def _chatml_ids(
-    tokenizer: AnyTokenizer, messages: Sequence[Message], system: str | None
+def opening_ids(
+    tokenizer: AnyTokenizer,
+    layout: FrameLayout,
+    shown: Message,
+    style: ChatStyle = LWM,
+    system: str | None = None,
 ) -> list[int]:
-    """Ids of a conversation in ChatML: every turn between two marks, nothing in front."""
-    if any(message.media for message in messages):
-        raise UsageError("this model talks about text only; -m nano sees and makes pictures")
+    """Ids of what a conversation is about, up to where its first question begins.
+
+    The text and the media of `shown` stand before the question here, so that many can be asked
+    about what is read once. Raises UsageError for media in a style other than LWM's.
+    """
+    system = system or style.system
+    text = f"{shown.text}\n" if shown.text else ""
+    if style.name == "chatml":
+        _check_text_only([shown])
+        told = f"<|im_start|>system\n{system}<|im_end|>\n" if system is not None else ""
+        return tokenizer.encode(f"{told}<|im_start|>user\n{text}", bos=False)
+    begin = "<s>" if shown.media else ""
+    ids = tokenizer.encode(f"{begin}{system or SYSTEM} USER:{text and ' '}{text}")
+    return ids + _media_ids(tokenizer, layout, shown)
+
+
+def _chatml_ids(
+    tokenizer: AnyTokenizer, messages: Sequence[Message], system: str | None, *, is_open: bool
+) -> list[int]:
+    """Ids of a conversation in ChatML: every turn between two marks, nothing in front.
+
+    Where it is open already, the first turn only has its second mark.
+    """
+    _check_text_only(messages)
     turns = list(messages)
-    if system is not None and not (turns and turns[0].role == "system"):
+    if system is not None and not is_open and not (turns and turns[0].role == "system"):
         turns.insert(0, Message("system", system))
     text = "".join(f"<|im_start|>{turn.role}\n{turn.text}<|im_end|>\n" for turn in turns)
+    text = text.removeprefix("<|im_start|>user\n") if is_open else text
     return tokenizer.encode(f"{text}<|im_start|>assistant\n", bos=False)
+
+
+def _check_text_only(messages: Sequence[Message]) -> None:
+    if any(message.media for message in messages):
+        raise UsageError("this model talks about text only; -m nano sees and makes pictures")
 
 
 def user_ids(
     tokenizer: AnyTokenizer, layout: FrameLayout, message: Message, system: str | None
 ) -> list[int]:
     """Ids of one question up to where its answer begins; `system` opens a conversation."""
-    first = system is not None
-    opening = f"{system} USER: {message.text}" if first else f"USER: {message.text}"
+    if system is None:
+        return _question_ids(tokenizer, layout, message, "USER: ")
+    return _question_ids(tokenizer, layout, message, f"{system} USER: ", first=True)
+
+
+def _question_ids(
+    tokenizer: AnyTokenizer,
+    layout: FrameLayout,
+    message: Message,
+    before: str,
+    *,
+    first: bool = False,
+) -> list[int]:
+    """Ids of some words, a question, its media, and the call to answer."""
+    opening = f"{before}{message.text}"
     if not message.media:
         return tokenizer.encode(f"{opening} ASSISTANT:", bos=first)
     ids = tokenizer.encode(f"<s>{opening}\n" if first else f"{opening}\n")
+    return ids + _media_ids(tokenizer, layout, message) + tokenizer.encode(" ASSISTANT:")
+
+
+def _media_ids(tokenizer: AnyTokenizer, layout: FrameLayout, message: Message) -> list[int]:
+    ids: list[int] = []
     for codes in message.media:
         ids += tokenizer.encode("<vision>") + layout.frames(codes) + tokenizer.encode("</vision>")
-    return ids + tokenizer.encode(" ASSISTANT:")
+    return ids
 
 
 def answer_ids(tokenizer: AnyTokenizer, text: str) -> list[int]:

@@ -43,6 +43,8 @@ def load_original(folder: Path, image: vqgan.VQGAN | None = None) -> LoadedModel
         tokenizer=Tokenizer.load(folder.parent / "tokenizer/tokenizer.model"),
         vqgan=image,
         how=Execution(make_mesh()),
+        context=config.max_length,
+        cache_dtype=jnp.dtype(jnp.float32),
         defaults={},
     )
 

@@ -19,8 +19,12 @@ import numpy as np
 import pytest
 
 from lwm_core import needle
+from lwm_core.axes import MeshSizes
+from lwm_core.config import ModelConfig
+from lwm_core.costs import Work
 from lwm_core.data.prose import read_prose
 from lwm_core.errors import ContextTooLong, FormatError, OutputError, UsageError
+from lwm_core.memory import free_memory
 from lwm_core.needle import (
     Answers,
     Haystack,
@@ -33,7 +37,7 @@ from lwm_core.needle import (
     Rate,
 )
 from lwm_core.needle.chart import LEFT, RIGHT, TOP, _spread
-from lwm_core.needle.memory import MOST_ROWS, cache_bytes, free_memory, rows_that_fit
+from lwm_core.needle.memory import MOST_ROWS, rows_that_fit
 from lwm_core.needle.questions import MOST_NEEDLES
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.wording import CITIES
@@ -244,16 +248,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def model(tokenizer: Tokenizer) -> Any:
-    """What the test needs to know of a model; a row of 500 tokens takes 1 MB of memory."""
+    """What the test needs to know of a model; a row of 500 tokens takes 1.004 MB of memory."""
+    config = ModelConfig(
+        text_vocab=512, hidden=100, intermediate=100, layers=5, heads=10, kv_heads=10, head_dim=10,
+        max_length=1000,
+    )  # fmt: skip
+    devices = np.array([Device(10_100_000, 6_000_000)])
     return SimpleNamespace(
         name="tiny",
         tokenizer=tokenizer,
-        config=SimpleNamespace(max_length=1000, layers=5, kv_heads=10, head_dim=10),
+        config=config,
+        context=1000,
         params={"norm": np.ones(4, np.float32)},
         how=SimpleNamespace(
             dtype=np.dtype(np.float16),
-            mesh=SimpleNamespace(devices=np.array([Device(10_000_000, 6_000_000)])),
+            mesh=SimpleNamespace(devices=devices, shape=MeshSizes()._asdict()),
         ),
+        cache_dtype=np.dtype(np.float16),
+        reading=lambda tokens: Work(config, "prefill", tokens),
     )
 
 
@@ -298,8 +310,6 @@ def test_rows_that_fit() -> None:
     assert rows_that_fit(799, 100) == 3
     assert rows_that_fit(10, 100) == rows_that_fit(-10, 100) == 1
     assert rows_that_fit(10**12, 100) == MOST_ROWS
-    seven_billion = SimpleNamespace(layers=32, kv_heads=32, head_dim=128)
-    assert cache_bytes(seven_billion, 1 << 20, 2) == 512 << 30
 
 
 def test_free_memory_is_that_of_the_fullest_device_or_of_the_machine() -> None:
@@ -531,6 +541,7 @@ def test_answers_of_another_model_or_haystack_are_left_alone(model: Any, tmp_pat
     answer(path, identity_of(model), 2)
     changes = {
         "model's name": {"name": "large"},
+        "model's cache": {"cache_dtype": np.dtype(np.int8)},
         "model's dtype": {"how": SimpleNamespace(dtype=np.dtype(np.float32))},
         "model's weights": {"params": {"norm": np.float32([1, 1, 1, 1.0001])}},
     }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lwm_core.identity import digest, identify
 from lwm_core.needle.questions import NeedleConfig
 
 if TYPE_CHECKING:
@@ -26,13 +26,9 @@ class Identity:
         """Describe a model, down to its weights, and a test, down to its haystack."""
         text = "\0".join(passages).encode("utf-8", "surrogatepass")
         return cls(
-            {
-                "name": model.name,
-                "dtype": str(model.how.dtype),
-                "weights": _digest(json.dumps(_checksums(model.params)).encode()),
-            },
+            identify(model),
             # Read back from JSON, so that it equals what comes from a file.
-            json.loads(json.dumps({**asdict(config), "haystack": _digest(text)})),
+            json.loads(json.dumps({**asdict(config), "haystack": digest(text)})),
         )
 
     @property
@@ -48,7 +44,7 @@ class Identity:
     @property
     def digest(self) -> str:
         """A short name for it."""
-        return _digest(json.dumps([self.model, self.test], sort_keys=True).encode())
+        return digest(json.dumps([self.model, self.test], sort_keys=True).encode())
 
     def difference(self, other: Identity) -> str | None:
         """The first thing that is not the same in the other, in words."""
@@ -64,24 +60,3 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> str | None
         if first.get(key) != second.get(key):
             return f"{key}: {first.get(key)!r} != {second.get(key)!r}"
     return None
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _checksums(params: Mapping[str, Any]) -> list[int]:
-    """A sum over the bits of every tensor: quick, and the same however they are spread."""
-    import jax
-    import jax.numpy as jnp
-
-    def bits(weight: jax.Array) -> jax.Array:
-        if jnp.issubdtype(weight.dtype, jnp.floating):
-            weight = jax.lax.bitcast_convert_type(weight, f"uint{8 * weight.dtype.itemsize}")
-        return weight.astype(jnp.uint32)
-
-    @jax.jit
-    def sums(weights: list[jax.Array]) -> list[jax.Array]:
-        return [bits(weight).sum() for weight in weights]
-
-    return [int(one) for one in sums(jax.tree.leaves(params))]

@@ -6,9 +6,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
+from lwm_core import costs
 from lwm_core.data.prose import read_prose
 from lwm_core.errors import ContextTooLong
-from lwm_core.needle.memory import cache_bytes, free_memory, rows_that_fit
+from lwm_core.memory import free_memory, mesh_sizes
+from lwm_core.needle.memory import rows_that_fit
 from lwm_core.needle.questions import Haystack, NeedleCase, NeedleConfig, cases
 from lwm_core.needle.results import NeedleResult
 
@@ -29,10 +31,10 @@ def hide_in(
 
     Raises ContextTooLong when a length is over the model's, UsageError as `Haystack` does.
     """
-    if max(config.lengths) > model.config.max_length:
+    if max(config.lengths) > model.context:
         raise ContextTooLong(
             f"{max(config.lengths)} tokens are more than the context of {model.name}: "
-            f"try lengths up to {model.config.max_length}"
+            f"try lengths up to {model.context}"
         )
     return Haystack(config, model.tokenizer, passages or read_prose(), repeat=not passages)
 
@@ -76,8 +78,9 @@ def run(
 
 def _rows_at_once(model: LoadedModel, length: int) -> int:
     """How many questions of this length memory holds now."""
-    row = cache_bytes(model.config, length, model.how.dtype.itemsize)
-    return rows_that_fit(free_memory(model.how.mesh.devices.flat), row)
+    mesh = model.how.mesh
+    row = costs.memory(model.reading(length), mesh_sizes(mesh)).cache
+    return rows_that_fit(free_memory(mesh.devices.flat), row)
 
 
 def _batches(waiting: Sequence[NeedleCase], size: int) -> Iterator[Sequence[NeedleCase]]:

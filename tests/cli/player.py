@@ -58,6 +58,7 @@ class Player:
             vqgan=self.vqgan,
             defaults=defaults,
             config=config,
+            context=2048,
             tokenizer=self.tokenizer,
         )
 
@@ -66,12 +67,13 @@ class Player:
 
     def reply(
         self,
-        _: object,
+        model: object,
         messages: Sequence[Message],
         *,
         sampling: dict[str, Any],
         max_tokens: int,
         on_progress: Callable[[Progress], None],
+        **_: object,
     ) -> Iterator[str]:
         self.heard.append(messages)
         self.sampled.append(sampling)

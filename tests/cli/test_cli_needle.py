@@ -17,6 +17,9 @@ import pytest
 from player import Player
 
 from lwm_cli import app, failures
+from lwm_core.axes import MeshSizes
+from lwm_core.config import ModelConfig
+from lwm_core.costs import Work
 from lwm_core.media import read_media
 from lwm_core.tokenizer import Tokenizer
 
@@ -31,13 +34,20 @@ def arguments(player: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     def load_model(name: str, **settings: Any) -> SimpleNamespace:
         model = player.load_model(name, **settings)
-        size = SimpleNamespace(max_length=2048, layers=2, kv_heads=2, head_dim=8)
+        size = ModelConfig(
+            text_vocab=512, hidden=16, intermediate=16, layers=2, heads=2, kv_heads=2, head_dim=8,
+            max_length=2048,
+        )  # fmt: skip
+        devices = np.array([SimpleNamespace(memory_stats=lambda: None)])
         return SimpleNamespace(
             **vars(model) | {"config": size},
             params={},
             how=SimpleNamespace(
-                dtype=np.dtype(np.float32), mesh=SimpleNamespace(devices=np.array([]))
+                dtype=np.dtype(np.float32),
+                mesh=SimpleNamespace(devices=devices, shape=MeshSizes()._asdict()),
             ),
+            cache_dtype=np.dtype(np.float32),
+            reading=lambda tokens: Work(size, "prefill", tokens),
         )
 
     monkeypatch.setattr(sys.modules["lwm_core.load"], "load_model", load_model)

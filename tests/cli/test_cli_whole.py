@@ -55,6 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LWM_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (40, 30), "red").save("red.png")
+    Path("notes").write_text("Emma is clever.")
     return tmp_path
 
 
@@ -133,11 +134,63 @@ def test_needle(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert Path("heat.png").is_file()
 
 
+def test_a_context_is_read_once(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second question names neither model nor text, and gets the answer that the first got."""
+    ask = ["chat", "Who?", "-n", "8", "-t", "0", "--context", "kept"]
+    assert app.main([*ask, "-m", model, "-a", "notes", "--cache", "int8"]) == 0
+    first = capsys.readouterr()
+    assert "tokens are kept in kept" in first.err
+    whole = Path("kept").read_bytes()
+    assert app.main(ask) == 0
+    second = capsys.readouterr()
+    assert second.out == first.out
+    assert "kept" not in second.err
+    assert app.main([*ask, "-a", "notes"]) == 0
+    assert app.main(["chat", "-c", "And?", "-n", "8"]) == 0
+    capsys.readouterr()
+    Path("notes").write_text("Emma is rich.")
+    for other in (["-a", "notes"], ["-s", "Be brief."], ["--cache", "float32"], ["-c"]):
+        assert app.main([*ask, *other]) == failures.WRONG_USAGE
+        assert "kept" in (said := capsys.readouterr().err) or "--context" in said
+        assert said.count("\n") == 1
+    assert Path("kept").read_bytes() == whole
+    assert app.main([*ask, "-m", model, "-a", "notes", "--force"]) == 0
+    assert Path("kept").read_bytes() != whole
+    assert app.main(["chat", "Who?", "-a", "notes", "--context", "notes"]) == failures.FAILED
+    assert Path("notes").read_text() == "Emma is rich."
+
+
+def test_a_picture_is_seen_once(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["see", "which colour is it?", "-n", "8", "--context", "kept"]
+    assert app.main(["see", "red.png", *ask[1:], "-m", model]) == 0
+    first = capsys.readouterr().out
+    assert app.main(ask) == 0
+    assert capsys.readouterr().out == first
+    assert app.main(["see", "red.png", *ask[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["answer"] == first.rstrip("\n")
+
+
+def test_contexts_beyond_the_model(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = ["chat", "x " * 400, "-m", model, "-n", "4"]
+    assert app.main([*ask, "--ctx", "1k"]) == 0
+    warning, *_ = capsys.readouterr().err.splitlines()
+    assert "was made for 640 tokens and a rotary base of 10000" in warning
+    assert warning.endswith("models of 1,024 are trained with 1e+06")
+    assert app.main([*ask, "--ctx", "300"]) == failures.WRONG_USAGE
+    assert "the 300 of" in capsys.readouterr().err
+    assert app.main([*ask, "--ctx", "1000m"]) == failures.FAILED
+    said = capsys.readouterr().err
+    assert "fits, and --cache int8 holds more" in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["see", "red.png", "very " * 700, "-m", "MODEL"], "640"),
-        (["needle", "--ctx", "4k", "-m", "MODEL"], "640"),
+        (["chat", "x", "-m", "MODEL", "--context", "new"], "attach"),
+        (["chat", "x", "-m", "MODEL", "--force"], "--context"),
+        (["chat", "x", "-m", "MODEL", "-a", "notes", "--context", "no/new"], "can't be a file"),
         (["film", "x", "--frames", "99", "-o", "x.mp4", "-m", "MODEL"], "640"),
         (["chat", "x", "-m", "nanno"], "did you mean nano"),
         (["chat", "x", "-m", "text-1m"], "lwm download"),
