@@ -13,6 +13,7 @@ from lwm_cli import chat, convert, download, draw, film, needle, plan, see, trai
 from lwm_cli.completions import without_rich
 from lwm_cli.failures import DONE, FAILED, INTERRUPTED, explain
 from lwm_cli.options import Debug
+from lwm_cli.processes import with_others
 
 app = typer.Typer(
     name="lwm",
@@ -21,7 +22,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for module in (chat, see, draw, film, needle, plan, train, convert, download):
-    app.command(name=module.__name__.rpartition(".")[2])(module.run)
+    runs_models = module not in (plan, convert, download)
+    run = with_others(module.run) if runs_models else module.run
+    app.command(name=module.__name__.rpartition(".")[2])(run)
 
 
 def _show_version(wanted: bool) -> None:

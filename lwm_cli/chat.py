@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from lwm_cli import contexts, loading, options
 from lwm_cli.dialogue import attach_file, hold_dialogue, read_attachment
-from lwm_cli.files import is_terminal, piped_text
+from lwm_cli.files import has_person, piped_text
 from lwm_cli.session import Conversation
 from lwm_cli.talk import Talk
 from lwm_cli.ui import Screen
@@ -99,6 +98,6 @@ def _opening(prompt: str | None, *, is_piped_attached: bool) -> str:
     typed = "" if prompt in (None, "-") else prompt.strip()
     piped = "" if is_piped_attached else piped_text(is_needed=not typed)
     text = "\n\n".join(part for part in (piped, typed) if part)
-    if not text and not is_terminal(sys.stdin):
+    if not text and not has_person():
         raise UsageError("there is nothing to answer; give a prompt, or pipe text in")
     return text

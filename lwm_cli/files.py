@@ -20,6 +20,7 @@ from typing import TextIO
 
 import typer
 
+from lwm_core.distributed import agree, are_several, is_first
 from lwm_core.errors import LwmError, OutputError, UsageError
 
 STANDARD = Path("-")
@@ -34,8 +35,18 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def has_person() -> bool:
+    """Whether someone can be asked: of several processes each would have to hear the answer."""
+    return is_terminal(sys.stdin) and not are_several()
+
+
 def piped_text(*, is_needed: bool) -> str:
-    """All of standard input if it is a pipe or a file, else nothing.
+    """All of standard input if it is a pipe or a file, else nothing; of several, the first's."""
+    return agree(_read_pipe(is_needed=is_needed) if is_first() else "")
+
+
+def _read_pipe(*, is_needed: bool) -> str:
+    """What stands in the pipe or the file that standard input is, if it is one.
 
     A pipe that stays silent is waited for only if there `is_needed` text: programs that start
     others often leave them a pipe that never ends. A line says what is done.
@@ -146,7 +157,7 @@ def claim(paths: Sequence[Path], suffixes: tuple[str, ...], *, force: bool) -> b
     for path in paths:
         check_output(path, suffixes, force=True)
     taken = [path for path in paths if path.is_file()]
-    if taken and not force and is_terminal(sys.stdin):
+    if taken and not force and has_person():
         if not typer.confirm(f"{', '.join(map(str, taken))} exists. Overwrite?", err=True):
             raise OutputError("nothing was overwritten")
         force = True
@@ -157,8 +168,11 @@ def claim(paths: Sequence[Path], suffixes: tuple[str, ...], *, force: bool) -> b
 
 @contextmanager
 def written(path: Path, suffix: str) -> Iterator[Path]:
-    """Where to write: `path`, or for standard output a temporary file that is copied there."""
-    if path != STANDARD:
+    """Where to write: `path`, or for standard output a temporary file that is copied there.
+
+    Of several processes the first has the path; what the others write goes nowhere.
+    """
+    if path != STANDARD and is_first():
         yield path
         typer.echo(path)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from lwm_core.distributed import agree
 from lwm_core.errors import FormatError
 
 if TYPE_CHECKING:
@@ -79,5 +80,5 @@ def sampling_for(task: str, model: LoadedModel, **given: Any) -> Sampling:
 
 
 def seed_or_random(seed: int | None) -> int:
-    """The seed that was given, or a fresh one (the closing line names it)."""
-    return int.from_bytes(os.urandom(4)) >> 1 if seed is None else seed
+    """The seed that was given, or a fresh one (the closing line names it), the same everywhere."""
+    return agree(int.from_bytes(os.urandom(4)) >> 1) if seed is None else seed

@@ -10,6 +10,7 @@ import typer
 
 from lwm_cli import files, loading, options
 from lwm_cli.ui import Screen, print_table
+from lwm_core.distributed import is_first
 from lwm_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -123,6 +124,9 @@ def run(
         )
         hidden_in = needle.hide_in(loaded, config, passages if haystack else None)
         identity = needle.Identity.of(loaded, config, passages)
+        if not is_first():  # it helps to compute; what comes out is the first's to keep
+            list(needle.run(loaded, config, hidden_in))
+            return
         path = results or _kept_at(identity.digest)
         with needle.Answers(path, identity, fresh=fresh) as answers:
             _ask(loaded, config, hidden_in, answers, screen)

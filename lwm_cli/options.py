@@ -175,6 +175,26 @@ Attention = Annotated[
         "--attention", metavar="WAY", help="Force a way to compute attention: dense, blockwise."
     ),
 ]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="On several machines: where the first process listens.",
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        "--processes", min=1, metavar="N", help="On several machines: how many processes."
+    ),
+]
+Process = Annotated[
+    int | None,
+    typer.Option(
+        "--process", min=0, metavar="I", help="On several machines: which of them this is, from 0."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Write the result as JSON.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show nothing but the answer.")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 
 from lwm_cli import contexts, loading, options
 from lwm_cli.dialogue import hold_dialogue
-from lwm_cli.files import as_file, is_terminal, piped_text
+from lwm_cli.files import as_file, has_person, piped_text
 from lwm_cli.session import Conversation
 from lwm_cli.talk import Talk
 from lwm_cli.ui import Screen
@@ -94,7 +93,7 @@ def run(
             ]
             result = {"model": loaded.name, "media": looked_at, "question": asked}
             typer.echo(json.dumps({**result, **answer.to_json()}, ensure_ascii=False))
-        elif question is None and is_terminal(sys.stdin):
+        elif question is None and has_person():
             hold_dialogue(talk, frames)
 
 

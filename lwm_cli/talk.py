@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lwm_cli.session import Conversation, Turn
+from lwm_core.distributed import is_first
 from lwm_core.errors import OutputError
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class Talk:
     def _keep(self, *turns: Turn) -> None:
         self._texts, self._clips = [], []
         self.conversation.turns += turns
+        if not is_first():
+            return
         try:
             self.conversation.save()
         except (OSError, OutputError) as error:

@@ -14,6 +14,7 @@ import typer
 from lwm_cli import options
 from lwm_cli.curves import drawn
 from lwm_cli.ui import Screen
+from lwm_core.distributed import is_first
 from lwm_core.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check the settings and show them; train nothing.")
     ] = False,
+    mesh: options.Mesh = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.")
     ] = False,
@@ -75,8 +77,10 @@ def run(
         typer.echo(json.dumps(to_document(checked), indent=2))
         return
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        events = train(recipe, output=folder, resume=resume)
-        typer.echo(_follow(drawn(events, folder / "curves") if tensorboard else events, screen))
+        events = train(recipe, output=folder, resume=resume, mesh=mesh)
+        if tensorboard and is_first():
+            events = drawn(events, folder / "curves")
+        typer.echo(_follow(events, screen))
 
 
 def _follow(events: Iterable[TrainEvent], screen: Screen) -> str:

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import PartitionSpec
 
 from lwm_core.cache import cache_specs, empty_cache
 from lwm_core.config import ModelConfig
 from lwm_core.context import Context, keep, widen
+from lwm_core.distributed import put
 from lwm_core.errors import ContextTooLong
 from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
@@ -122,7 +124,8 @@ def _decode(
 
     ids = jnp.zeros((rows, DECODE_CHUNK), jnp.int32)
     _, state, ids = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state, ids))
-    return state, ids
+    # Whole on every device: each process reads what its own devices have.
+    return state, jax.lax.with_sharding_constraint(ids, how.sharding(PartitionSpec()))
 
 
 def chunk_for(tokens: int, ways: int = 1) -> int:
@@ -182,13 +185,15 @@ def generate(
     }
     cache, logits = _read(model, prompts, max_tokens, static, context, on_progress)
     guided = sampling.guidance != 1
+    everywhere = partial(put, place=model.how.sharding(PartitionSpec()))
+    seed = jax.random.key(sampling.seed)
     state = DecodeState(
         cache=cache,
         logits=logits,
-        position=jnp.asarray([len(prompt) for prompt in prompts], jnp.int32),
-        drawn=jnp.int32(0),
-        done=jnp.zeros(len(prompts) // 2 if guided else len(prompts), bool),
-        key=jax.random.key(sampling.seed),
+        position=everywhere(np.asarray([len(prompt) for prompt in prompts], np.int32)),
+        drawn=everywhere(np.int32(0)),
+        done=everywhere(np.zeros(len(prompts) // 2 if guided else len(prompts), bool)),
+        key=jax.random.wrap_key_data(everywhere(jax.random.key_data(seed))),
     )
     written = 0
     while written < max_tokens:
@@ -196,7 +201,7 @@ def generate(
         state, ids = _decode(
             model.params,
             state,
-            jnp.int32(count),
+            np.int32(count),
             sampling=sampling.unseeded,
             stops=stops,
             **static,
@@ -208,7 +213,7 @@ def generate(
             context.cache = state.cache
         if on_progress:
             on_progress(Progress("writing", written, max_tokens, "tokens"))
-        yield np.asarray(ids[:, :new])
+        yield np.asarray(ids)[:, :new]
         if bool(state.done.all()):
             return
 
@@ -250,7 +255,7 @@ def _read(
     padded = ids, positions + known * segments, segments
     cache = _room(model, len(prompts), length + max_tokens, known, context)
     for start in range(0, length, chunk):
-        tokens = Tokens(*(jnp.asarray(part[:, start : start + chunk]) for part in padded))
+        tokens = Tokens(*(part[:, start : start + chunk] for part in padded))
         logits, cache = _prefill(model.params, tokens, cache, **static)
         if on_progress:
             jax.block_until_ready(logits)  # jax runs ahead: report what is done, not what is begun

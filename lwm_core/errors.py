@@ -50,5 +50,9 @@ class DownloadError(LwmError):
     """A model that can't be fetched."""
 
 
+class ClusterError(LwmError):
+    """Processes of several machines that don't find each other."""
+
+
 class TrainingError(LwmError):
     """Training that can't start or go on."""

@@ -16,6 +16,7 @@ from lwm_core.attention import check_implementation
 from lwm_core.chat_templates import LWM, ChatStyle
 from lwm_core.config import ModelConfig
 from lwm_core.costs import CacheDtype, Dtype, Work
+from lwm_core.distributed import put
 from lwm_core.errors import DoesNotFit, FormatError, TextOnly, UsageError
 from lwm_core.execution import Execution
 from lwm_core.hardware import GIB
@@ -117,7 +118,7 @@ def load_model(
     LOG.info("%s in %s, on %s as %s", source.path, chosen, device_line(device_mesh), made.mesh)
     how = Execution(device_mesh, jnp.dtype(numpy_dtype), attention)
     if context:
-        _check_memory(name, list(device_mesh.devices.flat), made)
+        _check_memory(name, device_mesh.local_devices, made)
     places = transformer.flatten(transformer.shardings(source.config, how))
 
     def report(done: int, total: int) -> None:
@@ -125,7 +126,7 @@ def load_model(
             on_progress(Progress("loading", done, total, "tensors"))
 
     tensors = {
-        tensor: jax.device_put(weight, places[tensor])
+        tensor: put(weight, places[tensor])
         for tensor, weight in read_stacked(source.weights, source.config, numpy_dtype, report)
     }
     return LoadedModel(

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lwm_core import distributed
 from lwm_core.attention import attend
 from lwm_core.cache import cache_specs, remember, reserve
 from lwm_core.collectives import GATHERED, copy_to_tp, gather, sum_over_tp
@@ -334,5 +335,5 @@ def _block(
 
 
 def to_numpy(params: Params) -> dict[str, np.ndarray]:
-    """All weights on the host, by dotted name."""
-    return {name: np.asarray(value) for name, value in flatten(params).items()}
+    """All weights on the host, by dotted name; in all of several processes, and each must ask."""
+    return {name: distributed.gather(value) for name, value in flatten(params).items()}

@@ -262,7 +262,7 @@ def model(tokenizer: Tokenizer) -> Any:
         params={"norm": np.ones(4, np.float32)},
         how=SimpleNamespace(
             dtype=np.dtype(np.float16),
-            mesh=SimpleNamespace(devices=devices, shape=MeshSizes()._asdict()),
+            mesh=SimpleNamespace(local_devices=devices, shape=MeshSizes()._asdict()),
         ),
         cache_dtype=np.dtype(np.float16),
         reading=lambda tokens: Work(config, "prefill", tokens),

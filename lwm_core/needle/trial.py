@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lwm_core import costs
 from lwm_core.data.prose import read_prose
+from lwm_core.distributed import agree
 from lwm_core.errors import ContextTooLong
 from lwm_core.memory import free_memory, mesh_sizes
 from lwm_core.needle.memory import rows_that_fit
@@ -58,8 +59,10 @@ def run(
 
     haystack = haystack or hide_in(model, config)
     done = set(answered)
-    for length, group in groupby(cases(config), key=lambda case: case.length):
-        waiting = [case for case in group if case not in done]
+    whole = cases(config)
+    missing = agree([index for index, case in enumerate(whole) if case not in done])
+    for length, group in groupby((whole[i] for i in missing), key=lambda case: case.length):
+        waiting = list(group)
         prompts = haystack.prompts(waiting)
         for rows in _batches(waiting, _rows_at_once(model, length)):
             texts = list(islice(prompts, len(rows)))
@@ -77,10 +80,10 @@ def run(
 
 
 def _rows_at_once(model: LoadedModel, length: int) -> int:
-    """How many questions of this length memory holds now."""
+    """How many questions of this length memory holds now, that of the first process."""
     mesh = model.how.mesh
     row = costs.memory(model.reading(length), mesh_sizes(mesh)).cache
-    return rows_that_fit(free_memory(mesh.devices.flat), row)
+    return agree(rows_that_fit(free_memory(mesh.local_devices), row))
 
 
 def _batches(waiting: Sequence[NeedleCase], size: int) -> Iterator[Sequence[NeedleCase]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-from jax.sharding import Mesh
 
+from lwm_core.distributed import are_several
+from lwm_core.errors import UsageError
 from lwm_core.train.image_job import ImageJob
 from lwm_core.train.language_job import LanguageJob
 from lwm_core.train.recipe import ImageRecipe, LanguageRecipe
@@ -38,13 +39,14 @@ class Job(Protocol):
         """Write what has been learned so far."""
 
 
-def make_job(
-    recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: Mesh, *, begins: bool
-) -> Job:
+def make_job(recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: str, *, begins: bool) -> Job:
     """The job that a recipe describes, of a run that `begins` or of one that goes on.
 
-    Image tokenizers are small: they learn on the first device of the mesh.
+    Image tokenizers are small: they learn on the first device. Raises UsageError for one in several
+    processes.
     """
     if isinstance(recipe, ImageRecipe):
-        return ImageJob(recipe, mesh.devices.flat[0])
+        if are_several():
+            raise UsageError("an image tokenizer learns on one device; train it on one machine")
+        return ImageJob(recipe, jax.devices()[0])
     return LanguageJob(recipe, output, mesh, begins=begins)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from lwm_core import checkpoint, transformer, vqgan, world
 from lwm_core.config import END_MARKERS, ModelConfig
+from lwm_core.costs import Dtype, Work
 from lwm_core.data.lessons import Lessons
 from lwm_core.data.prose import read_prose
+from lwm_core.distributed import is_first, put, wait_for_all
 from lwm_core.errors import ConfigError
 from lwm_core.execution import Execution
+from lwm_core.presets import plan_here
 from lwm_core.tokenizer import FILE as TOKENIZER
 from lwm_core.tokenizer import Tokenizer, train_tokenizer
 from lwm_core.tokens import SYSTEM, FrameLayout
@@ -40,7 +44,7 @@ ENCODE_BATCH = 16
 class LanguageJob:
     """A transformer learns from packed lessons, stage after stage."""
 
-    def __init__(self, recipe: LanguageRecipe, output: Path, mesh: Mesh, *, begins: bool):
+    def __init__(self, recipe: LanguageRecipe, output: Path, mesh: str, *, begins: bool):
         self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
         prose = "".join(
             passage
@@ -66,7 +70,9 @@ class LanguageJob:
             self.image.config.resolution if self.image else 0,
             prose,
         )
-        self._how = Execution(mesh, jnp.dtype(recipe.dtype), whole_weights=False)
+        made, devices = plan_here(mesh, self._work())
+        dtype = jnp.dtype(recipe.dtype)
+        self._how = Execution(devices, dtype, remat=made.remat, whole_weights=False)
         step = partial(language_step, self.config, self._optimizer, self._how)
         self._step = jax.jit(step, donate_argnums=0)
 
@@ -95,6 +101,13 @@ class LanguageJob:
             **vision,
         )
 
+    def _work(self) -> Work:
+        """A step of as many tokens as the largest, in as many rows as divide those of all stages."""
+        rows = math.gcd(*(stage.rows for stage in self.recipe.stages))
+        tokens = max(stage.rows * stage.length for stage in self.recipe.stages)
+        dtype = cast(Dtype, self.recipe.dtype)
+        return Work(self.config, "train", tokens // rows, rows, dtype)
+
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         assert self._codes is not None  # there are no frames without an image tokenizer
         return vqgan.in_batches(self._codes, vqgan.to_unit(frames), ENCODE_BATCH)
@@ -105,13 +118,13 @@ class LanguageJob:
             weights = checkpoint.DirectoryWeights(self._source, self.config)
             tensors = read_stacked(weights, self.config, np.dtype(np.float32))
             lie = transformer.flatten(places.params)
-            params = transformer.nest({name: jax.device_put(w, lie[name]) for name, w in tensors})
+            params = transformer.nest({name: put(w, lie[name]) for name, w in tensors})
         else:
             codebook = np.asarray(self.image.codebook[...]) if self.image else None
             fresh = partial(fresh_params, self.config, self.recipe.seed, codebook)
             params = jax.jit(fresh, out_shardings=places.params)()
         moments = jax.jit(self._optimizer.init, out_shardings=places.moments)(params)
-        return LanguageState(jax.device_put(jnp.int32(0), places.step), params, moments)
+        return LanguageState(put(np.int32(0), places.step), params, moments)
 
     def abstract_state(self) -> LanguageState:
         return abstract_state(self.config, self._optimizer, self._how)
@@ -120,7 +133,7 @@ class LanguageJob:
         self, state: LanguageState, batch: Batch
     ) -> tuple[LanguageState, dict[str, jax.Array]]:
         place = self._how.sharding(self._how.spec("rows", "sequence"))
-        return self._step(state, jax.device_put(batch, place))
+        return self._step(state, jax.tree.map(partial(put, place=place), batch))
 
     def batch(self, index: int) -> Batch:
         batch = self._lessons.batch(self.recipe.stage_at(index), self.recipe.seed, index)
@@ -130,10 +143,13 @@ class LanguageJob:
         return "tokens", int((batch.segments > 0).sum())
 
     def export(self, state: LanguageState, directory: Path) -> None:
+        weights = Held(transformer.to_numpy(state.params))
+        if not is_first():
+            return
         checkpoint.write_model(
             directory,
             self.config,
-            Held(transformer.to_numpy(state.params)),
+            weights,
             tokenizer=self._tokenizer,
             image=self.image,
             defaults=self.recipe.defaults,
@@ -180,9 +196,10 @@ def _tokenizer(
     if source:
         return source / TOKENIZER
     path = output / TOKENIZER
-    if begins:
+    if begins and is_first():
         output.mkdir(parents=True, exist_ok=True)
         train_tokenizer(_texts(prose), path, recipe.tokenizer)
+    wait_for_all("the tokenizer")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,12 +15,11 @@ import absl.logging
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.sharding import Mesh
 
 from lwm_core import backend
 from lwm_core.atomic import write_text
+from lwm_core.distributed import is_first, wait_for_all
 from lwm_core.errors import ConfigError, FormatError, OutputError, TrainingError, UsageError
-from lwm_core.mesh import make_mesh
 from lwm_core.train.events import TrainEvent
 from lwm_core.train.jobs import Job, make_job
 from lwm_core.train.recipe import (
@@ -47,11 +47,15 @@ def train(
     saving and habits of sampling may be changed on the way (`recipe.ADJUSTABLE`); then it goes on
     from the same weights, but along another schedule.
 
+    Several processes that have joined (`distributed.join`) train as one. Each must call this, with
+    an output that all of them see; the first writes what is not cut up.
+
     Raises ConfigError for a wrong recipe and for one that differs in more from the run that it is
     to resume, UsageError when the output holds a checkpoint already (and not `resume`) or none (and
-    `resume`) or a text can't be read, TrainingError when no vocabulary can be made of the texts or
-    a metric or a weight is no longer a finite number, FormatError when the recipe of the run was
-    damaged, OutputError when nothing can be written.
+    `resume`), a text can't be read, or a process doesn't see the output of the first, TrainingError
+    when no vocabulary can be made of the texts or a metric or a weight is no longer a finite
+    number, FormatError when the recipe of the run was damaged, OutputError when nothing can be
+    written.
     """
     checked = read_recipe(recipe)
     backend.prepare()
@@ -65,12 +69,14 @@ def train(
             f"{output} holds no checkpoint to go on from; leave out --resume to begin a run"
         )
     try:
-        job = _job(checked, output, make_mesh(mesh), first)
+        job = _job(checked, output, mesh, first)
         folder.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(max_to_keep=2)
         with ocp.CheckpointManager(folder.absolute(), options=options) as checkpoints:
-            _rewind(output / METRICS, first)
-            with (output / METRICS).open("a", encoding="utf-8") as metrics:
+            if is_first():
+                _rewind(output / METRICS, first)
+            lines = output / METRICS if is_first() else Path(os.devnull)
+            with lines.open("a", encoding="utf-8") as metrics:
                 for event in _steps(job, checkpoints, first, output):
                     if event.kind == "step":
                         line = {"step": event.step, **event.metrics}
@@ -87,7 +93,7 @@ def _last_step(folder: Path) -> int:
     return max(steps, default=0)
 
 
-def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: Mesh, first: int) -> Job:
+def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: str, first: int) -> Job:
     """The job of a run that goes on after step `first`, and notes its recipe in the output.
 
     Without a checkpoint a run begins anew, whatever its recipe was. Raises ConfigError and
@@ -97,8 +103,12 @@ def _job(recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: Mesh, first: 
     if first and path.exists():  # whoever removed a damaged one goes on without
         _compare(recipe, path)
     job = make_job(recipe, output, mesh, begins=not first)
-    output.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(to_document(recipe), indent=2) + "\n")
+    if is_first():
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(to_document(recipe), indent=2) + "\n")
+    wait_for_all("the recipe")
+    if not path.exists():
+        raise UsageError(f"{output} is not the first process's; choose -o on a disk that all share")
     return job
 
 
@@ -163,6 +173,7 @@ def _steps(
         if saves:
             checkpoints.save(step, args=ocp.args.StandardSave(state))
             job.export(state, output / "model")
+            wait_for_all(f"the model of step {step}")
             checkpoints.wait_until_finished()
             yield TrainEvent("checkpoint", step, job.steps, path=str(output / "model"))
         began = time.perf_counter()  # what was written is not charged to the next step

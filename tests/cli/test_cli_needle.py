@@ -44,7 +44,7 @@ def arguments(player: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             params={},
             how=SimpleNamespace(
                 dtype=np.dtype(np.float32),
-                mesh=SimpleNamespace(devices=devices, shape=MeshSizes()._asdict()),
+                mesh=SimpleNamespace(local_devices=devices, shape=MeshSizes()._asdict()),
             ),
             cache_dtype=np.dtype(np.float32),
             reading=lambda tokens: Work(size, "prefill", tokens),

@@ -32,11 +32,13 @@ rate = 1e-3
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[Any, ...]]:
-    """Every played training: (recipe, output, resume)."""
+    """Every played training: (recipe, output, resume, mesh)."""
     trained: list[tuple[Any, ...]] = []
 
-    def train(recipe: dict[str, Any], *, output: Path, resume: bool) -> Iterator[TrainEvent]:
-        trained.append((recipe, output, resume))
+    def train(
+        recipe: dict[str, Any], *, output: Path, resume: bool, mesh: str
+    ) -> Iterator[TrainEvent]:
+        trained.append((recipe, output, resume, mesh))
         for step in (1, 2):
             yield TrainEvent("step", step, 2, {"loss": 1.23456 / step})
         yield TrainEvent("checkpoint", 2, 2, path="out/2")
@@ -51,7 +53,7 @@ def test_a_file_and_its_output(
     trained: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert app.main(["train", "tiny.toml"]) == 0
-    assert trained == [(tomllib.loads(RECIPE), Path("runs/tiny"), False)]
+    assert trained == [(tomllib.loads(RECIPE), Path("runs/tiny"), False, "auto")]
     said = capsys.readouterr()
     assert said.out == "out/2\n"
     assert said.err.splitlines() == ["step 1/2  loss 1.235", "checkpoint 2/2"]
@@ -105,8 +107,10 @@ def test_recipes_of_the_package_are_valid_and_complete(
 def test_settings(trained: list[tuple[Any, ...]]) -> None:
     changes = ["steps=5", "model.channel_mult.1=4", "optimizer.rate = 2e-3", "model.groups=16"]
     arguments = [word for change in changes for word in ("--set", change)]
-    assert app.main(["train", "tiny.toml", *arguments, "-o", "out", "--resume"]) == 0
-    recipe, output, resume = trained[0]
+    arguments += ["-o", "out", "--resume", "--mesh", "dp=2"]
+    assert app.main(["train", "tiny.toml", *arguments]) == 0
+    recipe, output, resume, mesh = trained[0]
+    assert mesh == "dp=2"
     assert recipe["steps"] == 5
     assert recipe["model"] == {"base_channels": 32, "channel_mult": [1, 4], "groups": 16}
     assert recipe["optimizer"] == {"rate": 2e-3}
