@@ -159,7 +159,11 @@ Size = Annotated[
 ]
 Mesh = Annotated[
     str,
-    typer.Option("--mesh", metavar="MESH", help="auto, or axes such as dp=1,fsdp=8,tp=1,sp=1."),
+    typer.Option(
+        "--mesh",
+        metavar="MESH",
+        help="auto, axes such as fsdp=8,tp=4,sp=-1, or hardware: 8xh100-80gb.",
+    ),
 ]
 Dtype = Annotated[
     Literal["float32", "bfloat16"] | None,
@@ -172,7 +176,9 @@ Cache = Annotated[
 Attention = Annotated[
     str,
     typer.Option(
-        "--attention", metavar="WAY", help="Force a way to compute attention: dense, blockwise."
+        "--attention",
+        metavar="WAY",
+        help="Way to compute attention to try first: fused, blockwise, dense.",
     ),
 ]
 Coordinator = Annotated[

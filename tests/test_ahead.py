@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from importlib.util import find_spec
 
 import jax
@@ -14,6 +15,7 @@ from lwm_core.config import SIZES, ModelConfig, Remat
 from lwm_core.costs import CacheDtype, Job, Work
 from lwm_core.errors import ConfigError, DoesNotFit, UsageError
 from lwm_core.hardware import GIB, parse_topology
+from lwm_core.mesh import make_mesh
 from lwm_core.plan import Plan, estimate
 
 LWM = dataclasses.replace(SIZES["7b"], rope_theta=5e7)
@@ -68,6 +70,30 @@ def test_every_job_compiles(job: Job, mesh: str) -> None:
     kept = memory.parameters + memory.optimizer + memory.cache
     assert kept <= compiled.arguments < 1.05 * kept + 2**20
     assert jax.config.values["jax_enable_compilation_cache"]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_keys_travel_while_the_kernel_works() -> None:
+    """In the compiler's own schedule a ring's kernels stand between sending and receiving."""
+    plan = planned(dataclasses.replace(SMALL, head_dim=128), "train", 8192, "v5e-8", "sp=8")
+    mesh = make_mesh(str(plan.mesh), ahead._devices(plan.topology))
+    function, shapes, _ = ahead._program(plan, mesh)
+    with ahead._uncached():
+        text = jax.jit(function).lower(*shapes).compile().as_text()
+    rings = []
+    for body in re.split(r"\n(?=%|ENTRY)", text):
+        found = re.findall(
+            r" (?:collective-permute-(start|done)\(|custom-call\(.*tpu_(custom)_call)", body
+        )
+        steps = ["".join(pair) for pair in found]
+        if "custom" in steps:
+            rings.append(steps)
+    assert len(rings) >= 2  # forward and backward
+    for steps in rings:
+        first, last = steps.index("custom"), len(steps) - 1 - steps[::-1].index("custom")
+        assert "start" in steps[:first]
+        assert "done" in steps[last:]
 
 
 @pytest.mark.slow

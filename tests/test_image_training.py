@@ -120,7 +120,7 @@ def test_a_drawing_step_teaches_the_decoder_alone() -> None:
 def test_the_last_steps_are_of_drawing() -> None:
     """Of clips to make, in which what looks alike gets one code."""
     recipe = {**IMAGE, "steps": 5, "batch": 6, "drawing_steps": 2}
-    job = ImageJob(read_recipe(recipe))
+    job = ImageJob(read_recipe(recipe), jax.devices()[0])
     batches = [job.batch(index) for index in range(5)]
     assert [type(batch) for batch in batches] == [Pictures] * 3 + [Drawings] * 2
     for batch in batches[3:]:

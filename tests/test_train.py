@@ -248,7 +248,7 @@ class Clockwork:
 def clockwork(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
     """What is trained instead, by any recipe."""
     job = Clockwork()
-    monkeypatch.setattr(loop, "make_job", lambda recipe, output, begins: job)
+    monkeypatch.setattr(loop, "make_job", lambda recipe, output, mesh, begins: job)
     monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: job.now))
     return job
 

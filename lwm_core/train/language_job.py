@@ -102,7 +102,7 @@ class LanguageJob:
         )
 
     def _work(self) -> Work:
-        """A step of as many tokens as the largest, in as many rows as divide those of all stages."""
+        """A step of as many tokens as the largest, in as many rows as divide those of all."""
         rows = math.gcd(*(stage.rows for stage in self.recipe.stages))
         tokens = max(stage.rows * stage.length for stage in self.recipe.stages)
         dtype = cast(Dtype, self.recipe.dtype)

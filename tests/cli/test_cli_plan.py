@@ -133,7 +133,7 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
         (["--on", "v4-8", "--mesh", "tp=5"], "= 5, but there are 4 devices; tp=4 would fit"),
         (["--on", "8xh100", "--mesh", "tp=8"], "tp = 8 does not divide the heads of the model: 4"),
         (["--on", "8xh100", "--mesh", "fsdp=8"], "does not divide the batch of 1; 1 would"),
-        (["--on", "3x24gb"], "no mesh of 3 devices"),
+        (["--on", "3x24gb", "--ctx", "4"], "no mesh of 3 devices"),
         (["--ctx", "8q"], "8q"),
         (["--batch", "0"], "--batch"),
         (["--job", "draw"], "--job"),
