@@ -191,7 +191,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
-    """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)`, like `x [..., D]`.
+    """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)` of `x [..., D]`.
 
     Inner activations exist for FF_BLOCK tokens at a time, in the backward pass too. The gate is
     applied to the products' float32 sums: to round them first costs a CPU more than it saves.
@@ -199,7 +199,7 @@ def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax
     weights = [weight.astype(x.dtype) for weight in (gate, up, down)]
     blocks = in_blocks(x, FF_BLOCK)
     out = lax.map(lambda rows: _swiglu(rows, *weights), blocks)
-    return out_of_blocks(out, x.shape)
+    return out_of_blocks(out, (*x.shape[:-1], down.shape[0]))
 
 
 def _swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
@@ -225,8 +225,7 @@ def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, ...
         sums = tuple(one + other for one, other in zip(sums, more, strict=True))
         return sums, d_x.astype(x.dtype)
 
-    hidden, width = down.shape
-    zeros = tuple(jnp.zeros((hidden, width), jnp.float32) for _ in weights)
+    zeros = tuple(jnp.zeros(like.shape, jnp.float32) for like in (gate.T, up.T, down))
     blocks = in_blocks(x, FF_BLOCK), in_blocks(cotangent, FF_BLOCK)
     (d_gate, d_up, d_down), d_x = lax.scan(one_block, zeros, blocks)
     d_weights = zip((d_gate.T, d_up.T, d_down), weights, strict=True)

@@ -290,7 +290,7 @@ def test_hostile_sizes(
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("model.norm.weight", np.zeros(32, np.int8), "stored as I8"),
+        ("model.norm.weight", np.zeros(32, np.int8), "stored as int8"),
         ("model.layers.0.self_attn.q_proj.bias", np.zeros(32, np.float32), "also holds"),
     ],
 )

@@ -226,6 +226,13 @@ class Clockwork:
     def initial_state(self) -> dict[str, jax.Array]:
         return {"step": jnp.int32(0), "weight": jnp.zeros(2)}
 
+    def abstract_state(self) -> dict[str, jax.ShapeDtypeStruct]:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            self.initial_state(),
+        )
+
     def batch(self, index: int) -> int:
         return index
 
