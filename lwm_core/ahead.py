@@ -21,13 +21,13 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from lwm_core.cache import abstract_cache
-from lwm_core.costs import PREFILL_CHUNK
+from lwm_core.decode import chunk_for
 from lwm_core.errors import ConfigError, DoesNotFit, UsageError
 from lwm_core.execution import Execution
 from lwm_core.hardware import Topology
 from lwm_core.mesh import make_mesh
 from lwm_core.plan import Plan
-from lwm_core.train.language import abstract_state, language_step
+from lwm_core.train.language import abstract_state, filled_up, language_step
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
 from lwm_core.transformer import abstract_params, read
 from lwm_core.types import Batch, Tokens
@@ -103,14 +103,15 @@ def _program(plan: Plan, mesh: Mesh) -> Program:
     how = Execution(mesh, jnp.dtype(work.dtype), remat=plan.remat, whole_weights=not train)
     if train:
         optimizer = make_optimizer(OptimizerConfig(), steps=1000)
-        ids = _tokens(how, work.batch, work.context)
+        ids = _tokens(how, work.batch, filled_up(work.context, how.ways))
         batch = Batch(ids, ids, ids, ids, weights=ids.update(dtype=jnp.float32))
         update = partial(language_step, config, optimizer, how)
         return update, (abstract_state(config, optimizer, how), batch), "state"
-    length = 1 if work.job == "decode" else min(PREFILL_CHUNK * how.ways, work.context)
+    length = 1 if work.job == "decode" else chunk_for(work.context, how.ways)
     ids = _tokens(how, work.batch, length)
     params = abstract_params(config, how)
-    cache = abstract_cache(config, how, work.batch, work.context, jnp.dtype(work.cache_dtype))
+    slots = -(-work.context // how.ways) * how.ways
+    cache = abstract_cache(config, how, work.batch, slots, jnp.dtype(work.cache_dtype))
 
     def step(params: Any, tokens: Tokens, cache: Any) -> Any:
         return read(params, config, tokens, cache, how)

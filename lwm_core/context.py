@@ -60,10 +60,10 @@ def keep(cache: KVCache, known: int, ways: int) -> KVCache:
     So many devices, which share its slots, have filled up their parts equally far afterwards, as a
     chunk that they share needs.
     """
-    return cache.replace(
-        segments=jnp.where(cache.positions < known, cache.segments, 0),
-        length=jnp.int32(-(-int(cache.length) // ways) * ways),
-    )
+    segments = jnp.where(cache.positions < known, cache.segments, 0)
+    filled = np.flatnonzero(np.asarray(segments).any(axis=0))
+    used = 1 + (filled % (segments.shape[1] // ways)).max(initial=-1)
+    return cache.replace(segments=segments, length=jnp.int32(ways * used))
 
 
 @partial(jax.jit, static_argnames=("slots", "how"))

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from lwm_core.cache import cache_specs, empty_cache
 from lwm_core.config import ModelConfig
 from lwm_core.context import Context, keep, widen
+from lwm_core.costs import PREFILL_CHUNK
 from lwm_core.distributed import put
 from lwm_core.errors import ContextTooLong
 from lwm_core.execution import Execution
@@ -29,8 +30,9 @@ from lwm_core.types import KVCache, Progress, Tokens
 
 Modality = Literal["text", "vision"]
 
-PREFILL_CHUNKS = (2048, 1024, 512)
-"""Prompt tokens per compiled call: the most that pad by a quarter, or no more than the least do."""
+PREFILL_CHUNKS = (PREFILL_CHUNK, 1024, 512)
+"""Prompt tokens that a device reads in a compiled call: the most that pad by a quarter, or no more
+than the least do."""
 DECODE_CHUNK = 32
 """New tokens per compiled call, at most: between calls they are shown."""
 SMALLEST_CACHE = 256
@@ -130,20 +132,22 @@ def _decode(
 
 def chunk_for(tokens: int, ways: int = 1) -> int:
     """How many of so many prompt tokens are read in one call, by so many devices together."""
-    room = max(tokens // 4, -tokens % PREFILL_CHUNKS[-1])
-    fitting = next(size for size in PREFILL_CHUNKS if -tokens % size <= room)
-    return _whole(min(fitting, 1 << (tokens - 1).bit_length()), ways)
+    each = -(-tokens // ways)
+    room = max(each // 4, -each % PREFILL_CHUNKS[-1])
+    fitting = next(size for size in PREFILL_CHUNKS if -each % size <= room)
+    return ways * min(fitting, 1 << (each - 1).bit_length())
 
 
-def cache_slots(tokens: int, ways: int = 1) -> int:
+def cache_slots(tokens: int, most: int, ways: int = 1) -> int:
     """The smallest bucket (a power of two, or one and a half) that holds so many tokens.
 
-    Every one of so many devices has equally many of the slots.
+    There need not be more than `most`, but for whole blocks. Every one of so many devices has
+    equally many of the slots.
     """
     size = SMALLEST_CACHE
     while size < tokens:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return _whole(size, ways)
+    return min(_whole(size, ways), _whole(most, SMALLEST_CACHE * ways))
 
 
 def _whole(size: int, unit: int) -> int:
@@ -206,11 +210,12 @@ def generate(
             stops=stops,
             **static,
         )
+        if context is not None:
+            context.cache = state.cache  # the one before is used up, whatever comes between
         new = int(state.drawn) - written
         written += new
         if context is not None:
             context.ids += ids[0, :new].tolist()
-            context.cache = state.cache
         if on_progress:
             on_progress(Progress("writing", written, max_tokens, "tokens"))
         yield np.asarray(ids)[:, :new]
@@ -253,27 +258,40 @@ def _read(
     length = _whole(longest, chunk)
     ids, positions, segments = pad_left([prompt[known:] for prompt in prompts], length)
     padded = ids, positions + known * segments, segments
-    cache = _room(model, len(prompts), length + max_tokens, known, context)
-    for start in range(0, length, chunk):
-        tokens = Tokens(*(part[:, start : start + chunk] for part in padded))
+    cache = _room(model, len(prompts), length + max_tokens, chunk, known, context)
+    for end in range(chunk, length + 1, chunk):
+        tokens = Tokens(*(part[:, end - chunk : end] for part in padded))
         logits, cache = _prefill(model.params, tokens, cache, **static)
+        if context is not None:
+            # Whoever stops here keeps what is read.
+            read_so_far = known + max(0, end - (length - longest))
+            context.ids, context.cache = list(prompts[0][:read_so_far]), cache
         if on_progress:
             jax.block_until_ready(logits)  # jax runs ahead: report what is done, not what is begun
-            on_progress(Progress("reading", min(start + chunk, length), length, "tokens"))
-    if context is not None:
-        context.ids, context.cache = list(prompts[0]), cache
+            on_progress(Progress("reading", end, length, "tokens"))
     return cache, logits
 
 
 def _room(
-    model: LoadedModel, rows: int, tokens: int, known: int, context: Context | None
+    model: LoadedModel,
+    rows: int,
+    tokens: int,
+    chunk: int,
+    known: int,
+    context: Context | None,
 ) -> KVCache:
-    """A cache with room for so many tokens behind those `known` of a context, if there are any."""
-    how = model.how
+    """A cache with room for so many tokens behind those `known` of a context, if there are any.
+
+    The tokens come in chunks, of which the first is filled up.
+    """
+    how, most = model.how, model.context + chunk
     if context is None or context.cache is None or not known:
-        return _fresh(model.config, rows, cache_slots(tokens, how.ways), model.cache_dtype, how)
+        if context is not None:
+            context.cache = None  # not two at a time
+        slots = cache_slots(tokens, most, how.ways)
+        return _fresh(model.config, rows, slots, model.cache_dtype, how)
     cache = keep(context.cache, known, how.ways)
-    slots = cache_slots(int(cache.length) + tokens, how.ways)
+    slots = cache_slots(int(cache.length) + tokens, int(cache.length) + most, how.ways)
     return widen(cache, slots, how) if slots > cache.positions.shape[1] else cache
 
 

@@ -153,7 +153,7 @@ class Topology:
 def tpu_slice(kind: str, shape: tuple[int, ...]) -> Topology:
     """A slice of TPUs. Raises ConfigError for a shape that none has."""
     chip, known = TPUS[kind], SLICES[kind]
-    is_whole_cubes = len(known[0]) == 3 == len(shape) and not any(side % 4 for side in shape)
+    is_whole_cubes = len(known[0]) == 3 == len(shape) and all(s and s % 4 == 0 for s in shape)
     if shape not in known and not (is_whole_cubes and math.prod(shape) <= math.prod(known[-1])):
         shapes = ", ".join("x".join(map(str, one)) for one in known)
         raise ConfigError(

@@ -10,10 +10,9 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from lwm_core.costs import FEED_FORWARD_BLOCK
 from lwm_core.types import Array
 
-FF_BLOCK = 1024
-"""Tokens whose inner activations of a feed-forward layer exist at a time."""
 FEWEST_ROWS = 4
 """For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first."""
 
@@ -193,11 +192,12 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
     """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)` of `x [..., D]`.
 
-    Inner activations exist for FF_BLOCK tokens at a time, in the backward pass too. The gate is
-    applied to the products' float32 sums: to round them first costs a CPU more than it saves.
+    Inner activations exist for FEED_FORWARD_BLOCK tokens at a time, in the backward pass too. The
+    gate is applied to the products' float32 sums: to round them first costs a CPU more than it
+    saves.
     """
     weights = [weight.astype(x.dtype) for weight in (gate, up, down)]
-    blocks = in_blocks(x, FF_BLOCK)
+    blocks = in_blocks(x, FEED_FORWARD_BLOCK)
     out = lax.map(lambda rows: _swiglu(rows, *weights), blocks)
     return out_of_blocks(out, (*x.shape[:-1], down.shape[0]))
 
@@ -226,7 +226,7 @@ def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, ...
         return sums, d_x.astype(x.dtype)
 
     zeros = tuple(jnp.zeros(like.shape, jnp.float32) for like in (gate.T, up.T, down))
-    blocks = in_blocks(x, FF_BLOCK), in_blocks(cotangent, FF_BLOCK)
+    blocks = in_blocks(x, FEED_FORWARD_BLOCK), in_blocks(cotangent, FEED_FORWARD_BLOCK)
     (d_gate, d_up, d_down), d_x = lax.scan(one_block, zeros, blocks)
     d_weights = zip((d_gate.T, d_up.T, d_down), weights, strict=True)
     return out_of_blocks(d_x, x.shape), *(one.astype(weight.dtype) for one, weight in d_weights)

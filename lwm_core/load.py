@@ -16,7 +16,7 @@ from lwm_core.attention import check_implementation
 from lwm_core.chat_templates import LWM, ChatStyle
 from lwm_core.config import ModelConfig
 from lwm_core.costs import CacheDtype, Dtype, Work
-from lwm_core.distributed import put
+from lwm_core.distributed import agree, put
 from lwm_core.errors import DoesNotFit, FormatError, TextOnly, UsageError
 from lwm_core.execution import Execution
 from lwm_core.hardware import GIB
@@ -146,7 +146,7 @@ def load_model(
 
 def _check_memory(name: str, devices: list[jax.Device], made: Plan) -> None:
     """Raise DoesNotFit unless the devices have room for a model and a context."""
-    chip = dataclasses.replace(made.topology.chip, memory=free_memory(devices))
+    chip = dataclasses.replace(made.topology.chip, memory=agree(free_memory(devices)))
     topology = dataclasses.replace(made.topology, chip=chip)
     if made.memory.total <= room(topology):
         return

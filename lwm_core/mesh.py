@@ -43,7 +43,9 @@ def this_topology(devices: Sequence[jax.Device] | None = None) -> Topology:
     device, count = devices[0], len(devices)
     if device.platform == "cpu":
         return Topology(this_cpu(count), count)
-    memory = (device.memory_stats() or {}).get("bytes_limit")
+    mine = (one for one in devices if one.process_index == jax.process_index())
+    limits = [(one.memory_stats() or {}).get("bytes_limit") for one in mine]
+    memory = min((limit for limit in limits if limit), default=None)
     chip = recognise(device.platform, device.device_kind, memory)
     hosts = len({device.process_index for device in devices})
     return Topology(chip, count, hosts, _slice_shape(chip, devices))

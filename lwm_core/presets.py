@@ -5,13 +5,15 @@ Standard library only until a mesh is made.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from lwm_core.axes import MeshSizes, parse_mesh
 from lwm_core.costs import Work
-from lwm_core.errors import ConfigError, UsageError
+from lwm_core.distributed import agree
+from lwm_core.errors import ConfigError
 from lwm_core.hardware import Topology, parse_topology
-from lwm_core.plan import Plan, plan
+from lwm_core.plan import Plan, estimate, plan
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -30,10 +32,9 @@ def plan_for(spec: str, work: Work, topology: Topology) -> Plan:
 
 
 def _sizes(spec: str, work: Work, topology: Topology) -> MeshSizes:
-    try:
-        preset = parse_topology(spec)
-    except UsageError:
+    if re.fullmatch(r"[-!\d,\s]*|.*=.*", spec):
         return parse_mesh(spec, topology.count)
+    preset = parse_topology(spec)
     if preset.count != topology.count:
         raise ConfigError(
             f"mesh {spec!r} is for {preset.count} devices, and there are {topology.count}; "
@@ -43,7 +44,7 @@ def _sizes(spec: str, work: Work, topology: Topology) -> MeshSizes:
 
 
 def plan_here(spec: str, work: Work) -> tuple[Plan, Mesh]:
-    """The plan of some work on the devices that jax sees, and its mesh.
+    """The plan of some work on the devices that jax sees, and its mesh: that of the first process.
 
     On a CPU, whose devices are simulated, `auto` takes one alone, unless several processes have
     joined. Raises ConfigError as `plan_for` does.
@@ -55,5 +56,8 @@ def plan_here(spec: str, work: Work) -> tuple[Plan, Mesh]:
     devices = jax.devices()
     if spec == "auto" and devices[0].platform == "cpu" and jax.process_count() == 1:
         devices = devices[:1]
-    made = plan_for(spec, work, this_topology(devices))
+    topology = this_topology(devices)
+    made = plan_for(spec, work, topology)
+    sizes, remat = MeshSizes(*agree(list(made.mesh))), agree(made.remat)
+    made = estimate(work, topology, sizes, remat)
     return made, make_mesh(str(made.mesh), devices)

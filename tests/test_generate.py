@@ -339,7 +339,7 @@ def test_films_that_do_not_fit_are_refused_first(tiny: LoadedModel) -> None:
 
 @pytest.mark.parametrize(("tokens", "slots"), [(1, 256), (256, 256), (257, 384), (385, 512)])
 def test_cache_sizes_are_few(tokens: int, slots: int) -> None:
-    assert decode.cache_slots(tokens) == slots
+    assert decode.cache_slots(tokens, most=1 << 30) == slots
 
 
 # Loading

@@ -303,7 +303,7 @@ def test_meshes_by_name() -> None:
     assert chosen("tp=2,sp=-1") == MeshSizes(tp=2, sp=4)
     with pytest.raises(ConfigError, match="for 64 devices, and there are 8"):
         chosen("v4-128")
-    with pytest.raises(ConfigError, match="no axis is called 'h1000'"):
+    with pytest.raises(ConfigError, match="no hardware is called 'h1000'"):
         chosen("h1000")
 
 

@@ -21,6 +21,9 @@ from lwm_core.train.loss import token_losses
 from lwm_core.transformer import Params, head_of, hidden_states, shardings, specs
 from lwm_core.types import Batch
 
+LANES = 128
+"""Tokens that make a whole block for the kernels of TPUs, at least."""
+
 
 class LanguageState(struct.PyTreeNode):
     """Weights and optimizer moments after `step` updates."""
@@ -128,6 +131,18 @@ def lay_out(batch: Batch, ways: int) -> Batch:
     """A batch for a ring of so many devices: filled up with padding, in zigzag order."""
     if ways == 1:
         return batch
-    missing = -batch.inputs.shape[1] % (2 * ways)
-    order = zigzag(batch.inputs.shape[1] + missing, ways)
-    return jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, missing)))[:, order], batch)
+    length = batch.inputs.shape[1]
+    whole = filled_up(length, ways)
+    order = zigzag(whole, ways)
+    return jax.tree.map(lambda x: np.pad(x, ((0, 0), (0, whole - length)))[:, order], batch)
+
+
+def filled_up(length: int, ways: int) -> int:
+    """The length of rows that so many devices share: two chunks each, and all of one size.
+
+    Chunks that are long enough are whole blocks of a fused kernel.
+    """
+    if ways == 1:
+        return length
+    unit = 2 * ways * (LANES if length >= 2 * ways * LANES else 1)
+    return -(-length // unit) * unit

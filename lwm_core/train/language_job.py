@@ -19,8 +19,9 @@ from lwm_core.costs import Dtype, Work
 from lwm_core.data.lessons import Lessons
 from lwm_core.data.prose import read_prose
 from lwm_core.distributed import is_first, put, wait_for_all
-from lwm_core.errors import ConfigError
+from lwm_core.errors import ConfigError, DoesNotFit
 from lwm_core.execution import Execution
+from lwm_core.hardware import GIB
 from lwm_core.presets import plan_here
 from lwm_core.tokenizer import FILE as TOKENIZER
 from lwm_core.tokenizer import Tokenizer, train_tokenizer
@@ -71,6 +72,12 @@ class LanguageJob:
             prose,
         )
         made, devices = plan_here(mesh, self._work())
+        if not made.fits:
+            raise DoesNotFit(
+                f"training takes {made.memory.total / GIB:.1f} GiB on each device, which has "
+                f"{made.topology.chip.memory / GIB:.1f}: lower stages.rows or stages.length, or "
+                "take more devices"
+            )
         dtype = jnp.dtype(recipe.dtype)
         self._how = Execution(devices, dtype, remat=made.remat, whole_weights=False)
         step = partial(language_step, self.config, self._optimizer, self._how)

@@ -10,12 +10,10 @@ from jax import lax
 
 from lwm_core.collectives import sum_over
 from lwm_core.config import ModelConfig
+from lwm_core.costs import LOSS_BLOCK
 from lwm_core.kernels.dense import MASKED
 from lwm_core.layers import in_blocks, out_of_blocks, product, product_gradients
 from lwm_core.types import Array
-
-LOSS_BLOCK = 2048
-"""At most so many tokens' logits exist at a time."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
