@@ -31,6 +31,16 @@ def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module(f"benchmarks.{name}")
 
 
+def test_a_prompt_is_read_beyond_what_the_model_knows(
+    long: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks, each with its time; the cache is that of two numbers a layer and component."""
+    reading = long.read(5000)
+    assert len(reading.seconds) == 3
+    assert min(reading.seconds) > 0
+    assert reading.cache == 2 * 6 * 256 * 4 * 5000 < reading.peak
+
+
 @pytest.mark.parametrize("order", ["one device", "zigzag", "plain"])
 def test_all_that_is_timed_is_attention(ring: ModuleType, order: str) -> None:
     """Values and gradients of the devices together are those of dense attention."""

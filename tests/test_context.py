@@ -148,6 +148,43 @@ def test_reading_may_stop_anywhere(tiny: LoadedModel) -> None:
     assert ask(tiny, QUESTIONS[0], context) == ask(tiny, QUESTIONS[0])
 
 
+def test_what_was_read_before_a_stop_is_kept(
+    tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a book: only the rest of it is read again."""
+    monkeypatch.setattr(decode, "PREFILL_CHUNKS", (64,))
+    prompt, context = [1, *range(3, 303)], Context()
+    parts: list[int] = []
+
+    def read_on(stop: int) -> list[np.ndarray]:
+        def note(progress: Progress) -> None:
+            parts.append(progress.done)
+            if len(parts) == stop:
+                raise KeyboardInterrupt
+
+        options = {"modality": "text", "sampling": GREEDY, "max_tokens": 5, "stops": False}
+        return list(decode.generate(tiny, [prompt], **options, context=context, on_progress=note))
+
+    with pytest.raises(KeyboardInterrupt):
+        read_on(stop=3)
+    assert context.ids == prompt[: 3 * 64 - (5 * 64 - 301)]  # the first chunk is filled up
+    parts.clear()
+    ids = read_on(stop=0)
+    assert parts[:2] == [64, 128]
+    context = Context()
+    assert np.array_equal(np.concatenate(ids, 1), np.concatenate(read_on(stop=0), 1))
+
+
+def test_what_is_forgotten_leaves_room(tiny: LoadedModel) -> None:
+    """Questions that are asked and forgotten again take no more slots each time."""
+    context = read_context(tiny, opening(tiny, BOOK))
+    lengths = []
+    for question in QUESTIONS * 2:
+        ask(tiny, question, context)
+        lengths.append(context.cache.positions.shape[1])
+    assert lengths[-1] == lengths[len(QUESTIONS) - 1]
+
+
 def test_a_context_is_of_one_prompt(tiny: LoadedModel) -> None:
     with pytest.raises(ValueError, match="one prompt"):
         next(

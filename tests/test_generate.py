@@ -282,6 +282,17 @@ def test_long_prompts_are_read_in_large_chunks(tokens: int, chunk: int) -> None:
     assert decode.chunk_for(tokens) == chunk
 
 
+@pytest.mark.parametrize("ways", [1, 3, 8, 64])
+@pytest.mark.parametrize("tokens", [1, 100, 5000, 1_000_000])
+def test_chunks_are_by_device(tokens: int, ways: int) -> None:
+    """Each device of a ring reads as large a part as one alone would of its share."""
+    chunk = decode.chunk_for(tokens, ways)
+    assert chunk == ways * decode.chunk_for(-(-tokens // ways))
+    slots = decode.cache_slots(tokens, tokens + chunk, ways)
+    assert tokens <= slots <= max(tokens + chunk + 256 * ways, 256)
+    assert slots % ways == 0
+
+
 def test_rows_do_not_disturb_each_other(tiny: LoadedModel) -> None:
     prompts = [[1, 40, 41], [1, 300, 301, 302, 303], [1, 9]]
     options = {"max_tokens": 40, "stops": False, "sampling": Sampling(seed=3)}
