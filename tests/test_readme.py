@@ -73,7 +73,7 @@ def test_it_leads_with_a_film_and_the_tests_in_a_line_each() -> None:
         assert block.count("\n") == 1
         assert block.startswith("python3 -m venv .venv && .venv/bin/pip install -q ")
     assert film.endswith('&& .venv/bin/lwm film "fireworks over a city" -o out.mp4\n')
-    assert tests.endswith("-e '.[test]' && .venv/bin/python -m pytest\n")
+    assert tests.endswith("-e '.[test]' && .venv/bin/python -m pytest -n auto\n")
 
 
 @pytest.mark.parametrize("arguments", calls("lwm"), ids=" ".join)
