@@ -13,7 +13,7 @@ from lwm_cli import chat, convert, download, draw, film, needle, plan, see, trai
 from lwm_cli.completions import without_rich
 from lwm_cli.failures import DONE, FAILED, INTERRUPTED, explain
 from lwm_cli.options import Debug
-from lwm_cli.processes import with_others
+from lwm_cli.processes import SPEAKER, with_others
 
 app = typer.Typer(
     name="lwm",
@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             traceback.print_exc()
         message, code = explain(error)
-        typer.echo(f"lwm: error: {message}", err=True)
+        typer.echo(f"{SPEAKER.get()}: error: {message}", err=True)
         return code
     if code == INTERRUPTED:  # Typer's word for Ctrl-C
-        typer.echo("lwm: interrupted", err=True)
+        typer.echo(f"{SPEAKER.get()}: interrupted", err=True)
     return code or DONE

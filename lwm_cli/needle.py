@@ -10,7 +10,7 @@ import typer
 
 from lwm_cli import files, loading, options
 from lwm_cli.ui import Screen, print_table
-from lwm_core.distributed import is_first
+from lwm_core.distributed import on_first
 from lwm_core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,21 +124,26 @@ def run(
         )
         hidden_in = needle.hide_in(loaded, config, passages if haystack else None)
         identity = needle.Identity.of(loaded, config, passages)
-        if not is_first():  # it helps to compute; what comes out is the first's to keep
+
+        def keep() -> Answers:
+            return needle.Answers(results or _kept_at(identity.digest), identity, fresh=fresh)
+
+        kept = on_first("the file of answers", keep)
+        if kept is None:  # it helps to compute; what comes out is the first's to keep
             list(needle.run(loaded, config, hidden_in))
             return
-        path = results or _kept_at(identity.digest)
-        with needle.Answers(path, identity, fresh=fresh) as answers:
+        with kept as answers:
             _ask(loaded, config, hidden_in, answers, screen)
         screen.clear()
         if as_json:
-            said = {"model": loaded.name, "answers": str(path), **needle.to_json(answers.results)}
+            path = str(answers.path)
+            said = {"model": loaded.name, "answers": path, **needle.to_json(answers.results)}
             typer.echo(json.dumps(said))
         else:
             _print_grid(answers.results)
         if output:  # last, so that a full disk costs no result
             write_image(output, needle.heat_map(answers.results, loaded.name), force=force)
-        screen.footer([f"{config.count} questions", f"answers in {path}"])
+        screen.footer([f"{config.count} questions", f"answers in {answers.path}"])
 
 
 def _kept_at(digest: str) -> Path:

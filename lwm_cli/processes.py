@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from contextvars import ContextVar
 from functools import wraps
 from threading import Timer
 from typing import Any
@@ -16,6 +17,9 @@ import typer
 from lwm_cli import options
 from lwm_cli.files import SILENCE_SECONDS
 from lwm_core import distributed
+
+SPEAKER = ContextVar("speaker", default="lwm")
+"""Who a line about a failure is from: of several processes others than the first are numbered."""
 
 _OPTIONS = {
     "coordinator": options.Coordinator,
@@ -46,6 +50,7 @@ def with_others(run: Callable[..., None]) -> Callable[..., None]:
             return run(**arguments)
         with _one_voice():
             if not distributed.is_first():
+                SPEAKER.set(f"lwm: process {distributed.number()}")
                 arguments |= {"quiet": True, "verbose": False}
             run(**arguments)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, TypeVar
 
 from lwm_core import backend
-from lwm_core.errors import ClusterError, UsageError
+from lwm_core.errors import ClusterError, LwmError, UsageError
 
 if TYPE_CHECKING:
     import jax
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 300.0
 """How long to wait for the other processes: someone may start them by hand."""
+WORK_SECONDS = 24 * 60 * 60
+"""How long to wait for what the first does for all: a large model takes long to a slow disk."""
 PARTING_SECONDS = 30
 """How long one that has failed waits for the others, which may wait for it; then all end."""
 
 Plain = TypeVar("Plain")
+Made = TypeVar("Made")
 
 
 def join(
@@ -166,13 +170,18 @@ def are_several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def is_first() -> bool:
-    """Whether this process writes and speaks: the first of several, or the only one."""
+def number() -> int:
+    """Which of several processes this is, from 0; 0 for the only one."""
     if not are_several():
-        return True
+        return 0
     import jax
 
-    return jax.process_index() == 0
+    return jax.process_index()
+
+
+def is_first() -> bool:
+    """Whether this process writes and speaks: the first of several, or the only one."""
+    return number() == 0
 
 
 def agree(value: Plain) -> Plain:
@@ -195,7 +204,29 @@ def wait_for_all(purpose: str) -> None:
         from orbax.checkpoint import multihost
 
         # Named, they meet over the network; devices would not wait long enough for each other.
-        multihost.sync_global_processes(purpose, processes=set(range(jax.process_count())))
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(purpose, timeout=WORK_SECONDS, processes=everyone)
+
+
+def on_first(purpose: str, make: Callable[[], Made]) -> Made | None:
+    """What the first process alone makes, None in the others, when it is made; each must ask.
+
+    Raises the LwmError of `make`; in the others it is a UsageError or an LwmError of that text.
+    """
+    made, failure = None, None
+    if is_first():
+        try:
+            made = make()
+        except LwmError as error:
+            failure = error
+    wait_for_all(purpose)
+    told = agree((str(failure), isinstance(failure, UsageError)) if failure else None)
+    if failure:
+        raise failure
+    if told:
+        text, is_usage = told
+        raise (UsageError if is_usage else LwmError)(text)
+    return made
 
 
 def put(values: ArrayLike, place: jax.sharding.Sharding) -> jax.Array:
@@ -207,12 +238,21 @@ def put(values: ArrayLike, place: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, place, lambda part: whole[part])
 
 
-def gather(array: jax.Array) -> np.ndarray:
-    """An array that is cut over the devices of all, whole in every process; each must ask."""
+def gather(array: jax.Array, *, stacked: bool) -> np.ndarray | None:
+    """An array that is cut over the devices of all, whole in the first process; each must ask.
+
+    The others get None. Every device holds for a moment all of what is gathered at once: of a
+    `stacked` array that is one element of its first dimension, which must not be cut.
+    """
     import numpy as np
 
     if array.is_fully_addressable or array.is_fully_replicated:
-        return np.asarray(array)
-    from jax.experimental.multihost_utils import process_allgather
+        return np.asarray(array) if is_first() else None
+    from jax.experimental import multihost_utils
 
-    return np.asarray(process_allgather(array, tiled=True))
+    whole = np.empty(array.shape, array.dtype) if is_first() else None
+    for part in range(array.shape[0]) if stacked else [...]:
+        gathered = multihost_utils.process_allgather(array[part], tiled=True)
+        if whole is not None:
+            whole[part] = gathered
+    return whole

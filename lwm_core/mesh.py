@@ -42,7 +42,8 @@ def this_topology(devices: Sequence[jax.Device] | None = None) -> Topology:
     devices = jax.devices() if devices is None else devices
     device, count = devices[0], len(devices)
     if device.platform == "cpu":
-        return Topology(this_cpu(count), count)
+        of_one_host = sum(one.process_index == device.process_index for one in devices)
+        return Topology(this_cpu(of_one_host), count, count // of_one_host)
     mine = (one for one in devices if one.process_index == jax.process_index())
     limits = [(one.memory_stats() or {}).get("bytes_limit") for one in mine]
     memory = min((limit for limit in limits if limit), default=None)

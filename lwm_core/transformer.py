@@ -335,5 +335,12 @@ def _block(
 
 
 def to_numpy(params: Params) -> dict[str, np.ndarray]:
-    """All weights on the host, by dotted name; in all of several processes, and each must ask."""
-    return {name: distributed.gather(value) for name, value in flatten(params).items()}
+    """All weights on the host, by dotted name: of several processes on that of the first.
+
+    The others, which must ask too, get none. They are gathered layer by layer.
+    """
+    gathered = (
+        (name, distributed.gather(value, stacked=name.startswith("layers.")))
+        for name, value in flatten(params).items()
+    )
+    return {name: value for name, value in gathered if value is not None}

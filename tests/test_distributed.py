@@ -54,6 +54,17 @@ written = [
     )
 ]
 (Path(output) / number).write_text(json.dumps(written))
+import numpy as np
+from jax.experimental import multihost_utils
+from lwm_core import transformer
+shapes, gather = [], multihost_utils.process_allgather
+def watched(array, **how):
+    shapes.append(array.shape)
+    return gather(array, **how)
+multihost_utils.process_allgather = watched
+weights = transformer.to_numpy(loaded.params)
+assert max(map(len, shapes)) == 2, shapes  # a layer at a time
+np.savez(Path(output) / f"weights-{number}.npz", **weights)
 """
 
 TRAIN = """
@@ -124,10 +135,16 @@ def test_two_processes_write_the_tokens_of_one(tmp_path: Path, tiny_model: Path)
     for number, (code, _, errors) in enumerate(both):
         assert code == 0, errors
         assert json.loads((tmp_path / str(number)).read_text()) == alone
+    first, other = (np.load(tmp_path / f"weights-{number}.npz") for number in (0, 1))
+    weights = transformer.to_numpy(loaded.params)
+    assert set(first) == weights.keys()
+    assert not set(other)  # which only helps
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(first[name], weight, err_msg=name)
 
 
 def test_two_processes_train_as_one(tmp_path: Path, reference: Path) -> None:
-    """Killed and resumed on the way: one file of metrics, one model, and the numbers of one."""
+    """Left after a step that no checkpoint has, and resumed: the files and the numbers of one."""
     config = ModelConfig(
         text_vocab=512, hidden=16, intermediate=24, layers=2, heads=2, kv_heads=2, head_dim=8,
         max_length=256,
@@ -174,6 +191,36 @@ def test_two_processes_answer_once(tmp_path: Path, tiny_model: Path) -> None:
     assert "9 tokens" in first[2]
     assert other[1:] == ("", "")
     assert len(list((tmp_path / "home/conversations").iterdir())) == 1
+
+
+def test_errors_say_whose_they_are(tmp_path: Path) -> None:
+    command = ["-m", "lwm_cli", "chat", "Hello", "-m", str(tmp_path / "none")]
+    first, other = together(tmp_path, *command, flags=True)
+    assert (first[0], other[0]) == (2, 2)
+    assert first[2].startswith("lwm: error: ")
+    assert other[2] == first[2].replace("lwm: ", "lwm: process 1: ", 1)
+
+
+def test_where_the_first_fails_alone_the_others_end_too(tmp_path: Path, tiny_model: Path) -> None:
+    command = ["-m", "lwm_cli", "needle", "-m", str(tiny_model), "--ctx", "400", "--lengths", "1"]
+    command += ["--depths", "1", "--mesh", "tp=2,sp=2", "--results", str(tmp_path)]
+    first, other = together(tmp_path, *command, flags=True)
+    assert (first[0], other[0]) == (2, 2), first[2] + other[2]
+    assert first[2].endswith(f"lwm: error: {tmp_path} is no file; name another with --results\n")
+    assert f"lwm: process 1: error: {tmp_path} is no file" in other[2]
+
+
+def test_the_first_may_work_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax alone would give up after five minutes."""
+    from orbax.checkpoint import multihost
+
+    waits = []
+    monkeypatch.setattr(distributed, "are_several", lambda: True)
+    monkeypatch.setattr(
+        multihost, "sync_global_processes", lambda name, **how: waits.append(how["timeout"])
+    )
+    distributed.wait_for_all("a large model")
+    assert waits[0] >= 6 * 60 * 60
 
 
 @pytest.mark.parametrize(
@@ -249,8 +296,14 @@ def test_names_of_launchers_are_those_of_jax() -> None:
 
 
 def test_alone_is_first() -> None:
+    def refuse() -> None:
+        raise UsageError("wrong")
+
     assert not distributed.join("127.0.0.1:1234", 1, 0)
     assert distributed.is_first()
     assert not distributed.are_several()
     assert distributed.agree({"any": "thing"}) == {"any": "thing"}
     distributed.wait_for_all("nobody")
+    assert distributed.on_first("this", lambda: 7) == 7
+    with pytest.raises(UsageError, match="wrong"):
+        distributed.on_first("that", refuse)

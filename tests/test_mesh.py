@@ -192,6 +192,9 @@ def test_this_topology() -> None:
     parts = this_topology()
     assert (whole.count, parts.count, str(parts)) == (1, 8, "8xcpu")
     assert parts.chip.memory == whole.chip.memory // 8
+    hosts = this_topology(played("cpu", "cpu", 2, (8,)))
+    assert (hosts.count, hosts.hosts) == (8, 2)
+    assert hosts.chip.memory == whole.chip.memory // 4
 
 
 def played(platform: str, kind: str, hosts: int, shape: tuple[int, ...]) -> list[Any]:

@@ -36,7 +36,7 @@ class Job(Protocol):
         """What a batch counts, and how many of it: pictures or tokens."""
 
     def export(self, state: Any, directory: Path) -> None:
-        """Write what has been learned so far."""
+        """Write what has been learned so far; it is there when this returns."""
 
 
 def make_job(recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: str, *, begins: bool) -> Job:

@@ -18,7 +18,7 @@ from lwm_core.config import END_MARKERS, ModelConfig
 from lwm_core.costs import Dtype, Work
 from lwm_core.data.lessons import Lessons
 from lwm_core.data.prose import read_prose
-from lwm_core.distributed import is_first, put, wait_for_all
+from lwm_core.distributed import on_first, put
 from lwm_core.errors import ConfigError, DoesNotFit
 from lwm_core.execution import Execution
 from lwm_core.hardware import GIB
@@ -151,9 +151,8 @@ class LanguageJob:
 
     def export(self, state: LanguageState, directory: Path) -> None:
         weights = Held(transformer.to_numpy(state.params))
-        if not is_first():
-            return
-        checkpoint.write_model(
+        write = partial(
+            checkpoint.write_model,
             directory,
             self.config,
             weights,
@@ -162,6 +161,7 @@ class LanguageJob:
             defaults=self.recipe.defaults,
             force=True,
         )
+        on_first("the model", write)
 
 
 def _image_tokenizer(recipe: LanguageRecipe, directory: Path | None) -> vqgan.VQGAN | None:
@@ -203,10 +203,13 @@ def _tokenizer(
     if source:
         return source / TOKENIZER
     path = output / TOKENIZER
-    if begins and is_first():
+
+    def write() -> None:
         output.mkdir(parents=True, exist_ok=True)
         train_tokenizer(_texts(prose), path, recipe.tokenizer)
-    wait_for_all("the tokenizer")
+
+    if begins:
+        on_first("the tokenizer", write)
     return path
 
 

@@ -173,7 +173,6 @@ def _steps(
         if saves:
             checkpoints.save(step, args=ocp.args.StandardSave(state))
             job.export(state, output / "model")
-            wait_for_all(f"the model of step {step}")
             checkpoints.wait_until_finished()
             yield TrainEvent("checkpoint", step, job.steps, path=str(output / "model"))
         began = time.perf_counter()  # what was written is not charged to the next step
