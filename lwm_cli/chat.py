@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from lwm_cli import contexts, loading, options
+from lwm_cli import contexts, options
 from lwm_cli.dialogue import attach_file, hold_dialogue, read_attachment
 from lwm_cli.files import has_person, piped_text
 from lwm_cli.session import Conversation
-from lwm_cli.talk import Talk
 from lwm_cli.ui import Screen
 from lwm_core.errors import UsageError
 
@@ -57,29 +56,22 @@ def run(
     if go_on and kept:
         raise UsageError("-c goes on with the context that it began with; leave out --context")
     said = contexts.inspect(kept, shows=bool(attach), force=force)
-    conversation = Conversation.latest() if go_on else Conversation.with_model(model)
-    if go_on and conversation.context:
-        kept = Path(conversation.context)
-        said = contexts.inspect(kept, shows=False, force=False)
-    if options.was_typed(context, "model"):
-        conversation.switch(model)
-    elif said:
-        conversation.model = said["name"]
-    conversation.system = system or conversation.system
+    is_model_typed = options.was_typed(context, "model")
+    if go_on:
+        conversation = _latest(system, model if is_model_typed else None)
+        if conversation.context:
+            said = contexts.describe(Path(conversation.context))
+    else:
+        name = said["name"] if said and not is_model_typed else model
+        conversation = Conversation.with_model(name, system)
     attached = [(name, read_attachment(name, frames, conversation.model)) for name in attach or ()]
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(
-            conversation.model,
-            screen,
-            mesh=mesh,
-            dtype=dtype or said.get("dtype"),
-            cache=cache or said.get("cache"),
-            attention=attention,
-            context=length,
+        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        settings = {"mesh": mesh, "dtype": dtype, "cache": cache, "attention": attention}
+        talk = contexts.load_talk(
+            "chat", conversation, screen, said, drawn, max_tokens, **settings, context=length
         )
-        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        sampling = loading.sampling_for("chat", loaded, **drawn, seed=loading.seed_or_random(seed))
-        talk = Talk(loaded, conversation, screen, sampling, max_tokens)
+        contexts.reopen(talk)
         for name, content in attached:
             attach_file(talk, name, content)
         if kept:
@@ -89,8 +81,20 @@ def run(
             return
         answer = talk.say(text, echo=not as_json)
         if as_json:
-            result = {"model": loaded.name, "prompt": text, **answer.to_json()}
+            result = {"model": talk.model.name, "prompt": text, **answer.to_json()}
             typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+def _latest(system: str | None, model: str | None) -> Conversation:
+    """The last conversation, with what is to be another from now on."""
+    contexts.check_alone("-c")
+    conversation = Conversation.latest()
+    if conversation.context and system not in (None, conversation.system):
+        raise UsageError("what it was told stands in the context that was read; leave out -s")
+    if model is not None:
+        conversation.switch(model)
+    conversation.system = system or conversation.system
+    return conversation
 
 
 def _opening(prompt: str | None, *, is_piped_attached: bool) -> str:

@@ -14,7 +14,6 @@ from lwm_cli import contexts, loading, options
 from lwm_cli.dialogue import hold_dialogue
 from lwm_cli.files import as_file, has_person, piped_text
 from lwm_cli.session import Conversation
-from lwm_cli.talk import Talk
 from lwm_cli.ui import Screen
 
 if TYPE_CHECKING:
@@ -67,19 +66,13 @@ def run(
     size = loading.picture_size(model)
     clips = [_read(name, frames, start, end, size) for name in names]
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        loaded = loading.load(
-            model,
-            screen,
-            sees=True,
-            mesh=mesh,
-            dtype=dtype or said.get("dtype"),
-            cache=cache or said.get("cache"),
-            attention=attention,
-            context=length,
-        )
-        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-        sampling = loading.sampling_for("see", loaded, **drawn, seed=loading.seed_or_random(seed))
-        talk = Talk(loaded, Conversation.with_model(model, system), screen, sampling, max_tokens)
+        drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        settings = {"mesh": mesh, "dtype": dtype, "cache": cache, "attention": attention}
+        conversation = Conversation.with_model(model, system)
+        talk = contexts.load_talk(
+            "see", conversation, screen, said, drawn, max_tokens,
+            **settings, sees=True, context=length,
+        )  # fmt: skip
         for clip in clips:
             talk.show_frames(clip.frames)
         if kept:
@@ -91,7 +84,7 @@ def run(
                 {"file": name, "seconds": clip.times.round(3).tolist()}
                 for name, clip in zip(names, clips, strict=True)
             ]
-            result = {"model": loaded.name, "media": looked_at, "question": asked}
+            result = {"model": talk.model.name, "media": looked_at, "question": asked}
             typer.echo(json.dumps({**result, **answer.to_json()}, ensure_ascii=False))
         elif question is None and has_person():
             hold_dialogue(talk, frames)

@@ -65,10 +65,10 @@ class Talk:
         self.conversation = Conversation(old.model, old.system, context=old.context)
         self._texts, self._clips = [], []
 
-    def begin_with(self, context: Context, path: Path) -> None:
-        """Let the conversation be about a context, which a file holds."""
+    def begin_with(self, context: Context, path: Path | None) -> None:
+        """Let the conversation be about a context; it is kept only where a file holds that."""
         self._opening, self._context = list(context.ids), context
-        self.conversation.context = str(path.absolute())
+        self.conversation.context = str(path.absolute()) if path else None
 
     def show_text(self, name: str, text: str) -> None:
         """Put a text file before the next message."""
@@ -131,7 +131,7 @@ class Talk:
     def _keep(self, *turns: Turn) -> None:
         self._texts, self._clips = [], []
         self.conversation.turns += turns
-        if not is_first():
+        if not is_first() or (self._opening and not self.conversation.context):
             return
         try:
             self.conversation.save()

@@ -7,6 +7,7 @@ not depend on the mesh, and what only pads a cache is not in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwm_core.atomic import replacing
+from lwm_core.atomic import free_bytes, replacing
 from lwm_core.cache import cache_specs
 from lwm_core.costs import BYTES
-from lwm_core.errors import ContextTooLong, FormatError, UsageError
+from lwm_core.errors import ContextTooLong, FormatError, OutputError, UsageError
 from lwm_core.execution import Execution
 from lwm_core.identity import digest, identify
 from lwm_core.tensor_files import SafetensorsFile, Shape, bytes_of, write_header
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from lwm_core.load import LoadedModel
 
 KIND = "context of lwm"
+LONGEST_NAME = 4096
+"""Characters of a model's name, which may be a path, that a file can tell."""
 
 Table = Mapping[str, tuple[Shape, np.dtype]]
 """Shapes and number formats of tensors by name."""
@@ -85,6 +88,17 @@ def widen(cache: KVCache, slots: int, how: Execution) -> KVCache:
     return how.spread(local, (specs,), specs)(cache)
 
 
+def check_space(path: Path, model: LoadedModel, tokens: int) -> None:
+    """Raise OutputError where the disk has no room for a context of so many tokens."""
+    table = _table(model, tokens).values()
+    needed, free = sum(math.prod(shape) * one.itemsize for shape, one in table), free_bytes(path)
+    if needed > free:
+        raise OutputError(
+            f"{path} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB left; free "
+            "some space, choose another disk, or give --cache int8"
+        )
+
+
 def save_context(path: Path, model: LoadedModel, context: Context) -> None:
     """Write what a model has read, whole or not at all, layer by layer. Raises OutputError."""
     if context.cache is None:
@@ -128,13 +142,19 @@ def _taken_out(cache: KVCache, tokens: int) -> Iterator[np.ndarray]:
 def describe_context(path: Path) -> Mapping[str, str]:
     """What a file says of the model that read it: its `name`, `dtype`, `cache` and digests.
 
-    Raises UsageError when there is no such file, FormatError for one that is none of ours.
+    The name chooses a model and is shown to people, so it can be no control characters. Raises
+    UsageError when there is no such file, FormatError for one that is none of ours.
     """
     said = _opened(path).metadata
     known = said.get("dtype") in ("float32", "bfloat16") and said.get("cache") in BYTES
-    if said.get("file") != KIND or "name" not in said or not known:
+    name = said.get("name", "")
+    if said.get("file") != KIND or not known or not _is_name(name):
         raise _not_ours(path)
     return said
+
+
+def _is_name(name: str) -> bool:
+    return 0 < len(name) <= LONGEST_NAME and name.isprintable()
 
 
 def open_context(path: Path, model: LoadedModel) -> Context:

@@ -135,9 +135,9 @@ class _Local(NamedTuple):
 
     @property
     def values(self) -> int:
-        """Bytes a token of one layer, outside the feed-forward: the input, and it normalised,
-        twice; queries, keys and values, rotated too; what attention gives."""
-        return (4 * self.d + 3 * self.n + 3 * self.k) * self.c
+        """Bytes a token of one layer that are held at a time outside of the feed-forward: its
+        input and output, queries and what attention gives, keys and values."""
+        return (2 * self.d + 2 * self.n + 2 * self.k) * self.c
 
 
 # Weights
@@ -236,6 +236,7 @@ def _layer_phase(config: ModelConfig, mesh: MeshSizes, local: _Local, remat: Rem
         + _ring(mesh, local)
         + _feed_forward(config, mesh, local, passes=2)
         + local.c * _layer_numbers(config, mesh.tp)
+        + FLOAT32 * 3 * config.hidden * _cut(config.intermediate, config.intermediate, mesh.tp)
     )
 
 

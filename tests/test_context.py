@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lwm_core import decode, load, transformer
-from lwm_core.context import Context, open_context, save_context
+from lwm_core.context import Context, check_space, open_context, save_context
 from lwm_core.errors import ContextTooLong, DoesNotFit, FormatError, OutputError, UsageError
 from lwm_core.execution import Execution
 from lwm_core.generate import Message, opening, read_context, reply
@@ -242,6 +242,9 @@ def damaged(whole: bytes) -> dict[str, bytes]:
         "no metadata": with_header(lambda t: t.pop("__metadata__")),
         "other kind": with_header(lambda t: t["__metadata__"].update(file="weights")),
         "cache": with_header(lambda t: t["__metadata__"].update(cache="object")),
+        "name": with_header(lambda t: t["__metadata__"].update(name="nano\x1b]0;x\x07")),
+        "long name": with_header(lambda t: t["__metadata__"].update(name="x" * 5000)),
+        "no name": with_header(lambda t: t["__metadata__"].update(name="")),
         "tokens": with_header(lambda t: t["__metadata__"].update(tokens="0")),
         "offsets": with_header(lambda t: t["ids"].update(data_offsets=[0, 1 << 50])),
     }
@@ -250,7 +253,8 @@ def damaged(whole: bytes) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "how",
     ["empty", "text", "truncated", "only a header", "header size", "shape", "negative", "dtype",
-     "unknown dtype", "missing", "ids", "no metadata", "other kind", "cache", "tokens", "offsets"],
+     "unknown dtype", "missing", "ids", "no metadata", "other kind", "cache", "name", "long name",
+     "no name", "tokens", "offsets"],
 )  # fmt: skip
 def test_hostile_files(how: str, saved: Path, tiny: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
@@ -276,6 +280,20 @@ def test_no_file(tiny: LoadedModel, tmp_path: Path) -> None:
         open_context(tmp_path, tiny)
     with pytest.raises(OutputError, match="can't write"):
         save_context(tmp_path / "no/x", tiny, read_context(tiny, [1, 2, 3]))
+
+
+def test_a_full_disk(
+    saved: Path, tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured beforehand is what the file then takes, but for its header."""
+    whole = saved.read_bytes()
+    size = len(whole) - 8 - int.from_bytes(whole[:8], "little")
+    tokens = len(opening(tiny, BOOK))
+    monkeypatch.setattr("lwm_core.context.free_bytes", lambda _: size)
+    check_space(tmp_path / "new", tiny, tokens)
+    monkeypatch.setattr("lwm_core.context.free_bytes", lambda _: size - 1)
+    with pytest.raises(OutputError, match=r"new needs .* GB left; free some space"):
+        check_space(tmp_path / "new", tiny, tokens)
 
 
 KILLED = """

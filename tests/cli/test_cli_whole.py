@@ -12,6 +12,7 @@ from PIL import Image
 from lwm_cli import app, failures
 from lwm_core import checkpoint, transformer, vqgan
 from lwm_core.config import ModelConfig, VQConfig
+from lwm_core.errors import OutputError
 from lwm_core.media import read_media
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.weights import Held
@@ -144,6 +145,7 @@ def test_a_context_is_read_once(model: str, capsys: pytest.CaptureFixture[str]) 
     assert app.main(ask) == 0
     second = capsys.readouterr()
     assert second.out == first.out
+    assert second.err.startswith(f"this context was read by {model}\n")
     assert "kept" not in second.err
     assert app.main([*ask, "-a", "notes"]) == 0
     assert app.main(["chat", "-c", "And?", "-n", "8"]) == 0
@@ -151,13 +153,75 @@ def test_a_context_is_read_once(model: str, capsys: pytest.CaptureFixture[str]) 
     Path("notes").write_text("Emma is rich.")
     for other in (["-a", "notes"], ["-s", "Be brief."], ["--cache", "float32"], ["-c"]):
         assert app.main([*ask, *other]) == failures.WRONG_USAGE
-        assert "kept" in (said := capsys.readouterr().err) or "--context" in said
-        assert said.count("\n") == 1
+        *notes, error = capsys.readouterr().err.splitlines()
+        assert "kept" in error or "--context" in error
+        assert [line.startswith("this context") for line in notes] == [True] * (other != ["-c"])
     assert Path("kept").read_bytes() == whole
     assert app.main([*ask, "-m", model, "-a", "notes", "--force"]) == 0
     assert Path("kept").read_bytes() != whole
     assert app.main(["chat", "Who?", "-a", "notes", "--context", "notes"]) == failures.FAILED
     assert Path("notes").read_text() == "Emma is rich."
+
+
+def test_a_conversation_about_a_context_goes_on(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is given with -c goes with the next message; what was told at the begin stays."""
+    begin = ["chat", "Who?", "-n", "8", "-m", model, "-a", "notes", "-s", "Be brief."]
+    assert app.main([*begin, "--context", "kept"]) == 0
+    Path("more").write_text("Emma is rich.")
+    for more in ([], ["-a", "more"], ["-s", "Be brief."]):
+        assert app.main(["chat", "And?", "-n", "8", "-c", *more]) == 0
+    (saved,) = Path("home/conversations").iterdir()
+    turns = json.loads(saved.read_text())["turns"]
+    asked = [turn["text"] for turn in turns if turn["role"] == "user"]
+    assert asked == ["Who?", "And?", "more:\nEmma is rich.\n\nAnd?", "And?"]
+    capsys.readouterr()
+    assert app.main(["chat", "And?", "-c", "-s", "Be long."]) == failures.WRONG_USAGE
+    assert "leave out -s" in capsys.readouterr().err
+    Path("kept").unlink()
+    assert app.main(["chat", "And?", "-c"]) == failures.WRONG_USAGE
+    assert "kept is not there" in capsys.readouterr().err
+
+
+def test_a_full_disk_before_and_after_reading(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Known before, nothing is read; found out afterwards, the answer comes all the same."""
+    ask = ["chat", "Who?", "-n", "8", "-t", "0", "-m", model, "-a", "notes", "--context"]
+    assert app.main([*ask, "kept"]) == 0
+    answer = capsys.readouterr().out
+    conversations = sorted(Path("home/conversations").iterdir())
+
+    def refuse(*_: object) -> None:
+        raise OutputError("can't write new: No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr("lwm_core.context.free_bytes", lambda _: 99)
+        full.setattr("lwm_core.generate.read_context", refuse)
+        assert app.main([*ask, "new"]) == failures.FAILED
+        assert "new needs" in capsys.readouterr().err
+    monkeypatch.setattr("lwm_core.context.save_context", refuse)
+    assert app.main([*ask, "new", "-q"]) == 0
+    said = capsys.readouterr()
+    assert said.out == answer
+    assert said.err.endswith("kept: can't write new: No space left on device\n")
+    assert sorted(Path("home/conversations").iterdir()) == conversations
+
+
+def test_several_processes_keep_nothing(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lwm_cli.contexts.are_several", lambda: True)
+    for command, option in [
+        (["chat", "Who?", "-a", "notes", "--context", "kept"], "--context"),
+        (["see", "red.png", "what?", "--context", "kept"], "--context"),
+        (["chat", "And?", "-c"], "-c"),
+    ]:
+        assert app.main([*command, "-m", model]) == failures.WRONG_USAGE
+        said = capsys.readouterr().err
+        assert f"{option} is for a single process" in said
+        assert said.count("\n") == 1
 
 
 def test_a_picture_is_seen_once(model: str, capsys: pytest.CaptureFixture[str]) -> None:
