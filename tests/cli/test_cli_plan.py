@@ -122,7 +122,7 @@ def test_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["plan", "-m", "7b", "--on", "4x24gb", "--ctx", "1m", "-q"]) == failures.FAILED
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert app.main(["plan", "-m", "7b", "--on", "8xh100", "--ctx", "2m"]) == failures.FAILED
-    assert "a context of 1,048,576 fits here" in capsys.readouterr().err
+    assert "a context of 1,310,720 fits here" in capsys.readouterr().err
     assert app.main(["plan", "-m", "7b", "--on", "h100", "--ctx", "4096m"]) == failures.FAILED
     assert "fits on no slice of TPUs" in capsys.readouterr().err
 
