@@ -17,7 +17,7 @@ from lwm_core.config import SIZES, ModelConfig
 from lwm_core.costs import Job, Work, count_parameters
 from lwm_core.errors import DoesNotFit
 from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
-from lwm_core.plan import MARGIN, Plan, longest_context, smallest_slice
+from lwm_core.plan import Plan, longest_context, room, smallest_slice
 from lwm_core.presets import plan_for
 
 if TYPE_CHECKING:
@@ -206,8 +206,8 @@ def _lack(made: Plan, longest: int | None, slices: Slices) -> str:
     enough = " or ".join(str(one) for one in slices.values() if one) or "no slice of TPUs"
     shorter = f"a context of {longest:,} fits here, and " if longest else ""
     return (
-        f"it does not fit: {_gib(made.memory.total)} are needed on each device, which has "
-        f"{_gib(made.topology.chip.memory)} ({1 - MARGIN:.0%} of it is kept free); "
+        f"it does not fit: {_gib(made.memory.total)} are needed on each device, and of its "
+        f"{_gib(made.topology.chip.memory)} {_gib(int(room(made.topology)))} may be taken; "
         f"{shorter}this context fits on {enough}"
     )
 

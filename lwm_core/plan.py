@@ -90,6 +90,7 @@ class Plan:
             "rematerialisation": self.remat,
             "memory": {**dataclasses.asdict(self.memory), "total": self.memory.total},
             "available": self.topology.chip.memory,
+            "usable": int(room(self.topology)),
             "fits": self.fits,
             "flops": self.flops,
             "communication": round(self.sent.bytes),
