@@ -216,20 +216,19 @@ def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, ...
         gated, raised = product(rows, gate), product(rows, up)
         sigmoid = jax.nn.sigmoid(gated)
         inner = (gated * sigmoid * raised).astype(x.dtype)
-        d_inner = _contract(d_rows, down, (1,), (0,))
-        d_gated = (d_inner * raised * sigmoid * (1 + gated * (1 - sigmoid))).astype(x.dtype)
-        d_raised = (d_inner * gated * sigmoid).astype(x.dtype)
-        d_x = _contract(d_gated, gate, (1,), (0,)) + _contract(d_raised, up, (1,), (0,))
-        # The hidden dimension first: so they are summed up over devices, without a copy.
-        more = _outer(rows, d_gated), _outer(rows, d_raised), _outer(d_rows, inner)
+        d_inner, d_down = product_gradients(inner, down, d_rows)
+        d_gated = d_inner * raised * sigmoid * (1 + gated * (1 - sigmoid))
+        from_gate, d_gate = product_gradients(rows, gate, d_gated)
+        from_up, d_up = product_gradients(rows, up, d_inner * gated * sigmoid)
+        more = d_gate, d_up, d_down
         sums = tuple(one + other for one, other in zip(sums, more, strict=True))
-        return sums, d_x.astype(x.dtype)
+        return sums, (from_gate + from_up).astype(x.dtype)
 
-    zeros = tuple(jnp.zeros(like.shape, jnp.float32) for like in (gate.T, up.T, down))
+    zeros = tuple(jnp.zeros(weight.shape, jnp.float32) for weight in weights)
     blocks = in_blocks(x, FEED_FORWARD_BLOCK), in_blocks(cotangent, FEED_FORWARD_BLOCK)
-    (d_gate, d_up, d_down), d_x = lax.scan(one_block, zeros, blocks)
-    d_weights = zip((d_gate.T, d_up.T, d_down), weights, strict=True)
-    return out_of_blocks(d_x, x.shape), *(one.astype(weight.dtype) for one, weight in d_weights)
+    sums, d_x = lax.scan(one_block, zeros, blocks)
+    d_weights = (one.astype(weight.dtype) for one, weight in zip(sums, weights, strict=True))
+    return out_of_blocks(d_x, x.shape), *d_weights
 
 
 swiglu.defvjp(lambda *parts: (swiglu(*parts), parts), _swiglu_backward)

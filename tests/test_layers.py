@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -129,3 +130,23 @@ def test_swiglu() -> None:
     opened = x.astype(np.float64) @ gate.T
     expected = (opened / (1 + np.exp(-opened)) * (x @ up.T)) @ down.T
     np.testing.assert_allclose(swiglu(x, gate, up, down), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tokens", [5, 3000])
+def test_gradients_of_swiglu(tokens: int, dtype: str) -> None:
+    """In one block of tokens and in several, against automatic differentiation in float32."""
+    x, d_out = (jnp.asarray(normal(1, tokens, 16, seed=seed), dtype) for seed in (0, 1))
+    weights = [normal(24, 16, seed=2), normal(24, 16, seed=3), normal(16, 24, seed=4)]
+
+    def plain(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+        return (jax.nn.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+    def gradients(function: Callable, *parts: jax.Array) -> tuple:
+        return jax.jit(lambda *parts: jax.vjp(function, *parts[1:])[1](parts[0]))(*parts)
+
+    ours = gradients(swiglu, d_out, x, *weights)
+    theirs = gradients(plain, *(jnp.asarray(part, jnp.float32) for part in (d_out, x, *weights)))
+    limit = 1e-5 if dtype == "float32" else 2e-2
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, other, atol=limit * np.abs(other).max())
