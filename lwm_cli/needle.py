@@ -135,12 +135,7 @@ def run(
         with kept as answers:
             _ask(loaded, config, hidden_in, answers, screen)
         screen.clear()
-        if as_json:
-            path = str(answers.path)
-            said = {"model": loaded.name, "answers": path, **needle.to_json(answers.results)}
-            typer.echo(json.dumps(said))
-        else:
-            _print_grid(answers.results)
+        _report(loaded.name, answers, as_json=as_json)
         if output:  # last, so that a full disk costs no result
             write_image(output, needle.heat_map(answers.results, loaded.name), force=force)
         screen.footer([f"{config.count} questions", f"answers in {answers.path}"])
@@ -191,6 +186,16 @@ def _ask(
     except KeyboardInterrupt:
         screen.note(f"{there} of {config.count} answers are kept; the same command asks the rest")
         raise
+
+
+def _report(model: str, answers: Answers, *, as_json: bool) -> None:
+    """What was found, on standard output."""
+    from lwm_core import needle
+
+    if not as_json:
+        return _print_grid(answers.results)
+    said = {"model": model, "answers": str(answers.path), **needle.to_json(answers.results)}
+    typer.echo(json.dumps(said))
 
 
 def _grid(

@@ -72,7 +72,6 @@ def keep(cache: KVCache, known: int, ways: int) -> KVCache:
 @partial(jax.jit, static_argnames=("slots", "how"))
 def widen(cache: KVCache, slots: int, how: Execution) -> KVCache:
     """A cache with so many slots; every device of `sp` gets more at the end of its part."""
-
     more = slots // how.ways
 
     def longer(x: jax.Array, axis: int) -> jax.Array:

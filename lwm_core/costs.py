@@ -34,11 +34,12 @@ PREFILL_CHUNK = 2048
 _ATTENTION_BACKWARD = 2.5
 """Of the forward FLOPs: five products instead of two, for the scores are computed again."""
 
+_OF_A_BLOCK = ("wq", "wk", "wv", "wo", "w_gate", "w_up")
 _RECOMPUTED = {
     "none": (),
-    "attention": ("wq", "wk", "wv", "wo", "w_gate", "w_up"),
-    "block": ("wq", "wk", "wv", "wo", "w_gate", "w_up"),
-    "full": ("wq", "wk", "wv", "wo", "w_gate", "w_up") * 2 + ("w_down",),
+    "attention": _OF_A_BLOCK,
+    "block": _OF_A_BLOCK,
+    "full": _OF_A_BLOCK * 2 + ("w_down",),
 }
 """Products that the backward pass does again; what only the block's output needs is left out."""
 

@@ -283,8 +283,8 @@ def _through_layers(
         "attention": policies.save_only_these_names(SAVED),
     }.get(how.remat)
     # Only what a loop has unrolled could be taken for computed already.
-    remember = partial(jax.checkpoint, prevent_cse=unroll > 1)
-    step = remember(step, policy=policy)
+    rematerialised = partial(jax.checkpoint, prevent_cse=unroll > 1)
+    step = rematerialised(step, policy=policy)
     if how.remat != "full":
         return lax.scan(step, x, layers, unroll=unroll)[0]
     count = jax.tree.leaves(layers)[0].shape[0]
@@ -296,7 +296,7 @@ def _through_layers(
     def several(x: jax.Array, layers: Params) -> tuple[jax.Array, None]:
         return lax.scan(step, x, layers, unroll=unroll)
 
-    return lax.scan(remember(several), x, grouped, unroll=unroll)[0]
+    return lax.scan(rematerialised(several), x, grouped, unroll=unroll)[0]
 
 
 def _block(
