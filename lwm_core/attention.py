@@ -17,7 +17,7 @@ import jax
 
 from lwm_core.errors import UsageError
 from lwm_core.execution import Execution
-from lwm_core.kernels import blockwise, dense, tpu
+from lwm_core.kernels import blockwise, dense, gpu, tpu
 from lwm_core.ring import ring_attention, visiting_attention
 from lwm_core.types import Attended, Places, Quantized
 
@@ -66,9 +66,9 @@ def check_implementation(name: str) -> None:
 
 def _fused(q: jax.Array, how: Execution) -> ModuleType:
     """The kernel made for the device."""
-    if how.platform != "tpu":
+    if how.platform not in FUSED:
         raise NotImplementedError(f"there is no fused kernel for a {how.platform}")
-    return tpu
+    return FUSED[how.platform]
 
 
 def _blockwise(q: jax.Array, how: Execution) -> ModuleType:
@@ -83,6 +83,9 @@ def _dense(q: jax.Array, how: Execution) -> None:
     if how.ways > 1:
         raise NotImplementedError("dense attention does not see what other devices hold")
 
+
+FUSED = {"tpu": tpu, "gpu": gpu}
+"""The kernels made for a platform."""
 
 IMPLEMENTATIONS: dict[str, Callable[[jax.Array, Execution], ModuleType | None]] = {
     "fused": _fused,

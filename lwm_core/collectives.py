@@ -11,15 +11,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import PartitionSpec
 
 DATA_AXES = ("dp", "fsdp", "sp")
 """Mesh axes over which tokens are cut: each has gradients of its own for the same weights."""
-
-GATHERED = "gathered weights"
-"""The name of whole weights: a backward pass had better gather them again than keep them."""
 
 
 def sum_over(x: jax.Array, *axes: str) -> jax.Array:
@@ -41,7 +37,7 @@ def gather(weight: jax.Array, spec: PartitionSpec, dtype: jnp.dtype) -> jax.Arra
         part = jnp.moveaxis(whole.astype(dtype), dimension, 0)
         gathered = lax.all_gather(part, axes, tiled=True)
         whole = jnp.moveaxis(gathered, 0, dimension).astype(weight.dtype)
-    return checkpoint_name(whole, GATHERED)
+    return whole
 
 
 def _gather_forward(

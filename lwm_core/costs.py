@@ -36,7 +36,7 @@ _ATTENTION_BACKWARD = 2.5
 
 _OF_A_BLOCK = ("wq", "wk", "wv", "wo", "w_gate", "w_up")
 _RECOMPUTED = {
-    "none": (),
+    "none": ("w_gate", "w_up"),
     "attention": _OF_A_BLOCK,
     "block": _OF_A_BLOCK,
     "full": _OF_A_BLOCK * 2 + ("w_down",),
@@ -215,9 +215,9 @@ def _kept(config: ModelConfig, mesh: MeshSizes, local: _Local, remat: Remat) -> 
     """Bytes that the forward pass of training keeps for the backward pass."""
     t, d, n, k, c = local[:5]
     layers, lse = config.layers, FLOAT32 * local.heads
-    inner = _cut(config.intermediate, config.intermediate, mesh.tp)
     if remat == "none":
-        return layers * t * ((4 * d + 2 * n + 2 * k + 3 * inner) * c + lse)
+        whole = c * _layer_numbers(config, mesh.tp) if mesh.weight_ways > 1 else 0
+        return layers * (t * ((4 * d + 2 * n + 2 * k) * c + lse) + whole)
     if remat == "attention":
         return layers * t * ((d + n) * c + lse)
     if remat == "block":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -124,8 +125,12 @@ def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
     return product(x, weight).astype(x.dtype)
 
 
+@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm (Zhang and Sennrich 2019) of the last axis, computed in float32."""
+    """Root-mean-square norm (Zhang and Sennrich 2019) of the last axis, computed in float32.
+
+    The backward pass makes its float32 values again: they are cheaper to make than to keep.
+    """
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (x32 * scale).astype(x.dtype) * weight.astype(x.dtype)

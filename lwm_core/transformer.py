@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from lwm_core import distributed
 from lwm_core.attention import attend
 from lwm_core.cache import cache_specs, remember, reserve
-from lwm_core.collectives import GATHERED, copy_to_tp, gather, sum_over_tp
+from lwm_core.collectives import copy_to_tp, gather, sum_over_tp
 from lwm_core.config import ModelConfig
 from lwm_core.execution import Execution
 from lwm_core.layers import linear, lookup, product, rms_norm, rope_tables, rotate, swiglu
@@ -277,14 +277,12 @@ def _through_layers(
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return block(layer, x)[0], None
 
-    policies = jax.checkpoint_policies
-    policy = {
-        "none": policies.save_anything_except_these_names(GATHERED),
-        "attention": policies.save_only_these_names(SAVED),
-    }.get(how.remat)
+    if how.remat == "none":
+        return lax.scan(step, x, layers, unroll=unroll)[0]
+    keep_attention = jax.checkpoint_policies.save_only_these_names(SAVED)
     # Only what a loop has unrolled could be taken for computed already.
     rematerialised = partial(jax.checkpoint, prevent_cse=unroll > 1)
-    step = rematerialised(step, policy=policy)
+    step = rematerialised(step, policy=keep_attention if how.remat == "attention" else None)
     if how.remat != "full":
         return lax.scan(step, x, layers, unroll=unroll)[0]
     count = jax.tree.leaves(layers)[0].shape[0]

@@ -1,4 +1,4 @@
-"""Fused kernels: the plain form's numbers on a simulated TPU, and what the real compiler says."""
+"""Fused kernels: the plain form's numbers where they are interpreted, and what compilers say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -16,17 +17,23 @@ from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lwm_core.kernels import tpu
+from lwm_core.kernels import gpu, tpu
 from lwm_core.kernels.dense import MASKED
 from lwm_core.kernels.dense import attend as dense
 from lwm_core.ring import nothing_seen, zigzag
 from lwm_core.types import Attended, Places
 
 BLOCK = 8
-attend, gradients = (
-    jax.jit(partial(function, block=BLOCK, interpret=True))
-    for function in (tpu.attend, tpu.gradients)
-)
+
+
+@pytest.fixture(scope="module", params=[tpu, gpu], ids=["tpu", "gpu"])
+def kernel(request: pytest.FixtureRequest) -> SimpleNamespace:
+    """The two functions of a kernel, interpreted."""
+    functions = (
+        jax.jit(partial(function, block=BLOCK, interpret=True))
+        for function in (request.param.attend, request.param.gradients)
+    )
+    return SimpleNamespace(attend=next(functions), gradients=next(functions))
 
 
 class Case(NamedTuple):
@@ -84,7 +91,9 @@ def packed(seed: int) -> Case:
 CASES = pytest.mark.parametrize("make", [anywhere, padded_zigzag, packed])
 
 
-def over_parts(case: Case, cuts: tuple[int, ...], order: tuple[int, ...]) -> Attended:
+def over_parts(
+    attend: Callable, case: Case, cuts: tuple[int, ...], order: tuple[int, ...]
+) -> Attended:
     """Attention by the kernel, with the parts of the keys one after the other in any order."""
     q, k, v = case[:3]
     parts = list(pairwise((0, *cuts, k.shape[2])))
@@ -111,13 +120,13 @@ def check_gradients(case: Case, gradients: Callable) -> None:
 
 @CASES
 @pytest.mark.parametrize("seed", range(2))
-def test_the_same_as_dense(make, seed: int) -> None:
+def test_the_same_as_dense(kernel, make, seed: int) -> None:
     """Grouped heads: values, log-sum-exp and gradients."""
     case = make(seed)
-    ours, truth = over_parts(case, (), (0,)), dense(*case[:5])
+    ours, truth = over_parts(kernel.attend, case, (), (0,)), dense(*case[:5])
     np.testing.assert_allclose(ours.out, truth.out, atol=2e-6)
     np.testing.assert_allclose(ours.lse, truth.lse, atol=2e-6)
-    check_gradients(case, gradients)
+    check_gradients(case, kernel.gradients)
 
 
 def test_on_a_simulated_tpu() -> None:
@@ -136,43 +145,43 @@ def test_on_a_simulated_tpu() -> None:
 
 @CASES
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_parts_of_the_keys_in_any_order(make, order: tuple[int, ...]) -> None:
+def test_parts_of_the_keys_in_any_order(kernel, make, order: tuple[int, ...]) -> None:
     case = make(3)
-    parts = over_parts(case, (16, 32), order)
+    parts = over_parts(kernel.attend, case, (16, 32), order)
     truth = dense(*case[:5])
     np.testing.assert_allclose(parts.out, truth.out, atol=2e-6)
     np.testing.assert_allclose(parts.lse, truth.lse, atol=2e-6)
 
 
-def test_what_no_query_sees_is_not_even_read() -> None:
+def test_what_no_query_sees_is_not_even_read(kernel) -> None:
     """Of two documents, the second's keys are NaN: the first knows nothing of it."""
     positions = np.broadcast_to(np.arange(48, dtype=np.int32) % 24, (2, 48))
     places = Places(positions, np.repeat(np.array([[1, 2]] * 2, np.int32), 24, axis=1))
     case = case_of(0, Places(*(x[:, 16:32] for x in places)), places)
     k, v = (x.at[:, :, 24:].set(jnp.nan) for x in (case.k, case.v))
-    out = over_parts(case._replace(k=k, v=v), (), (0,)).out
+    out = over_parts(kernel.attend, case._replace(k=k, v=v), (), (0,)).out
     np.testing.assert_allclose(out[:, :, :8], dense(*case[:5]).out[:, :, :8], atol=2e-6)
     assert np.isnan(out[:, :, 8:]).all()
 
 
 @pytest.mark.parametrize("visible", [False, True])
-def test_blocks_that_see_nothing_keep_what_they_have(visible: bool) -> None:
+def test_blocks_that_see_nothing_keep_what_they_have(kernel, visible: bool) -> None:
     """To the last bit, where another block sees something and where none does."""
     positions = np.broadcast_to(np.arange(16, dtype=np.int32), (2, 16))
     segments = np.ones((2, 16), np.int32)
     later = Places(positions + (8 if visible else 16), segments)
     case = case_of(0, Places(positions, segments), later)
     sofar = Attended(case.d_out, case.d_lse)
-    ours = attend(*case[:5], sofar)
+    ours = kernel.attend(*case[:5], sofar)
     for one, before in zip(ours, sofar, strict=True):
         np.testing.assert_array_equal(one[:, :, :8], before[:, :, :8])
         assert (one[:, :, 8:] != before[:, :, 8:]).any() == visible
 
 
-def test_bfloat16_sums_in_float32() -> None:
+def test_bfloat16_sums_in_float32(kernel) -> None:
     case = packed(0)
     short = case._replace(**{name: getattr(case, name).astype(jnp.bfloat16) for name in "qkv"})
-    out = over_parts(short, (), (0,)).out
+    out = over_parts(kernel.attend, short, (), (0,)).out
     rounded = (x.astype(jnp.float32) for x in short[:3])
     truth = dense(*rounded, case.q_places, case.k_places).out
     assert out.dtype == jnp.float32
@@ -180,21 +189,25 @@ def test_bfloat16_sums_in_float32() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "size", "block", "dtype", "reason"),
+    ("kernel", "length", "size", "block", "dtype", "reason"),
     [
-        (500, 128, None, jnp.float32, "no block of"),
-        (512, 512, None, jnp.float32, "heads of 512"),
-        (512, 128, 64, jnp.float32, "blocks of 64"),
-        (512, 128, None, jnp.float16, "float16"),
-        (2**18, 128, None, jnp.bfloat16, "too many"),
+        (tpu, 500, 128, None, jnp.float32, "no block of"),
+        (tpu, 512, 512, None, jnp.float32, "heads of 512"),
+        (tpu, 512, 128, 64, jnp.float32, "blocks of 64"),
+        (tpu, 512, 128, None, jnp.float16, "float16"),
+        (tpu, 2**18, 128, None, jnp.bfloat16, "too many"),
+        (gpu, 500, 128, None, jnp.float32, "blocks of 32 do not divide"),
+        (gpu, 512, 96, None, jnp.float32, "heads of 96"),
+        (gpu, 512, 128, None, jnp.float16, "float16"),
+        (gpu, 2**19, 128, None, jnp.bfloat16, "too many"),
     ],
 )
-def test_what_it_does_not_serve(length, size, block, dtype, reason: str) -> None:
+def test_what_it_does_not_serve(kernel, length, size, block, dtype, reason: str) -> None:
     q = jax.ShapeDtypeStruct((1, 2, length, size), dtype)
     places = Places(*[jax.ShapeDtypeStruct((1, length), jnp.int32)] * 2)
     with pytest.raises(NotImplementedError, match=reason):
         jax.eval_shape(
-            lambda *x: tpu.attend(*x, nothing_seen(x[0]), block=block), q, q, q, places, places
+            lambda *x: kernel.attend(*x, nothing_seen(x[0]), block=block), q, q, q, places, places
         )
 
 

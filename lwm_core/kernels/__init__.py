@@ -1,7 +1,8 @@
 """Ways to compute attention of heads-first arrays, from the plainest to the fastest.
 
-`dense` is the definition. `blockwise` (any device) and `tpu` compute in blocks, skip those that no
-query sees, and have the same two functions, so that a ring or a cache can visit keys part by part:
+`dense` is the definition. `blockwise` (any device), `gpu` and `tpu` compute in blocks, skip those
+that no query sees, and have the same two functions, so that a ring or a cache can visit keys part
+by part:
 
     attend(q, k, v, q_places, k_places, sofar) -> Attended
         what `sofar` says of other keys, joined with attention to these; float32
