@@ -64,7 +64,7 @@ def compile_plan(plan: Plan) -> Compiled:
     mesh = make_mesh(str(plan.mesh), _devices(plan.topology))
     function, shapes, overwritten = _program(plan, mesh)
     began = time.perf_counter()
-    with _uncached():
+    with uncached():
         lowered = jax.jit(function, donate_argnames=overwritten).lower(*shapes)
         try:
             analysis: Any = lowered.compile().memory_analysis()
@@ -126,7 +126,7 @@ def _tokens(how: Execution, rows: int, length: int) -> Any:
 
 
 @contextmanager
-def _uncached() -> Iterator[None]:
+def uncached() -> Iterator[None]:
     """What is compiled for devices that are not here could not be read from the cache again."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)

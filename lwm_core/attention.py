@@ -41,11 +41,11 @@ def attend(
 
     Scores, softmax and sums are float32 whatever the inputs; the output is in q's dtype. A query
     that sees no key gets zeros. `how.attention` is tried first; where it does not serve (`auto`:
-    always) the others follow in the table's order. Keys that are `cached` stay where they are and
-    have no gradients; others travel.
+    always) the others follow in the table's order, but for a fused kernel that was not asked for.
+    Keys that are `cached` stay where they are and have no gradients; others travel.
     """
     travelling = visiting_attention if cached else ring_attention
-    for name in sorted(IMPLEMENTATIONS, key=lambda name: name != how.attention):
+    for name in _order(how.attention):
         try:
             kernel = IMPLEMENTATIONS[name](q, how)
             way = partial(travelling, kernel) if kernel else dense.attend
@@ -55,6 +55,13 @@ def attend(
         LOG.debug("attention of queries %s: %s", q.shape, name)
         return attended
     raise NotImplementedError(f"no attention implementation serves queries {q.shape}")
+
+
+def _order(name: str) -> list[str]:
+    """The ways to try when one is named, or `auto`."""
+    if name == "auto":
+        return list(IMPLEMENTATIONS)
+    return [name, *(other for other in IMPLEMENTATIONS if other not in (name, "fused"))]
 
 
 def check_implementation(name: str) -> None:

@@ -45,7 +45,7 @@ _RECOMPUTED = {
 
 _ATTENTION_AGAIN = {"none": 0, "attention": 0, "block": 1, "full": 2}
 _REDUCTIONS_AGAIN = {"none": 0, "attention": 1, "block": 1, "full": 3}
-_GATHERS_AGAIN = {"none": 0, "attention": 0, "block": 0, "full": 1}
+_GATHERS = {"none": 1, "attention": 2, "block": 2, "full": 3}
 
 
 @dataclass(frozen=True)
@@ -364,7 +364,7 @@ def _sent_in_training(config: ModelConfig, mesh: MeshSizes, local: _Local, remat
     traffic = Sent()
     layers = config.layers
     if mesh.weight_ways > 1:
-        passes = 2 + _GATHERS_AGAIN[remat]
+        passes = _GATHERS[remat]
         traffic = _gathered(config, mesh, local, mesh.weight_ways, 1, passes)
         scattered = (mesh.weight_ways - 1) / mesh.weight_ways
         numbers = _layer_numbers(config, mesh.tp)

@@ -129,7 +129,8 @@ def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm (Zhang and Sennrich 2019) of the last axis, computed in float32.
 
-    The backward pass makes its float32 values again: they are cheaper to make than to keep.
+    The backward pass makes its float32 values again: they are cheaper to make than to keep. (Where
+    layers are unrolled, on a CPU, XLA may keep them all the same.)
     """
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from lwm_core import ahead
 from lwm_core.axes import parse_mesh
@@ -24,6 +27,26 @@ SMALL = ModelConfig(
     max_length=8192,
 )  # fmt: skip
 MILLION = 1 << 20
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    """A new cache of compiled programs that takes even the smallest."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in options}
+
+    def use(values: dict[str, object]) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(options)
+    yield tmp_path
+    use(before)
 
 
 def planned(
@@ -56,6 +79,19 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+def test_absent_devices_never_meet_the_cache(cache: Path) -> None:
+    """Though it is in use before and after."""
+
+    def stored(number: float) -> int:
+        jax.jit(lambda x: x * number).lower(1.0).compile()
+        return len(list(cache.glob("*-cache")))
+
+    assert stored(2.5) == 1
+    with ahead.uncached():
+        assert stored(3.5) == 1
+    assert stored(4.5) == 2
+
+
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("mesh", ["sp=8", "fsdp=2,tp=2,sp=2", "tp=4,sp=2"])
@@ -79,7 +115,7 @@ def test_keys_travel_while_the_kernel_works() -> None:
     plan = planned(dataclasses.replace(SMALL, head_dim=128), "train", 8192, "v5e-8", "sp=8")
     mesh = make_mesh(str(plan.mesh), ahead._devices(plan.topology))
     function, shapes, _ = ahead._program(plan, mesh)
-    with ahead._uncached():
+    with ahead.uncached():
         text = jax.jit(function).lower(*shapes).compile().as_text()
     rings = []
     for body in re.split(r"\n(?=%|ENTRY)", text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,11 @@ from lwm_core.attention import attend, check_implementation
 from lwm_core.errors import UsageError
 from lwm_core.execution import Execution
 from lwm_core.kernels import blockwise as in_blocks
+from lwm_core.kernels import gpu, tpu
 from lwm_core.kernels.dense import MASKED, merge, visible
 from lwm_core.kernels.dense import attend as dense
 from lwm_core.mesh import make_mesh
-from lwm_core.ring import ring_attention
+from lwm_core.ring import nothing_seen, ring_attention
 from lwm_core.types import Attended, Places
 
 BLOCK = 64
@@ -271,5 +273,24 @@ def test_choice_of_implementation() -> None:
     assert (chosen(200, "dense") != chosen(200, "blockwise")).any()
     np.testing.assert_array_equal(chosen(8, "blockwise"), chosen(8, "dense"))
     np.testing.assert_array_equal(chosen(200, "fused"), chosen(200, "blockwise"))
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("gpu", gpu), ("tpu", tpu)])
+def test_fused_kernels_serve_their_platform_unless_another_way_is_asked_for(
+    platform: str, kernel: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few the queries are."""
+    monkeypatch.setattr(Execution, "platform", platform)
+    served = []
+    monkeypatch.setattr(kernel, "attend", lambda q, *_: served.append(q.shape) or nothing_seen(q))
+    for length in (8, 200):
+        parts = *queries_keys_values(length, length), plain(length), plain(length)
+        for way, count in (("auto", 1), ("fused", 1), ("blockwise", 0), ("dense", 0)):
+            served.clear()
+            on_one_device(attend, dataclasses.replace(HERE, attention=way))(*parts)
+            assert len(served) == count
+
+
+def test_unknown_ways() -> None:
     with pytest.raises(UsageError, match="auto, fused, blockwise, dense"):
         check_implementation("flash")

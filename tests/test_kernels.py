@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lwm_core.ahead import uncached
 from lwm_core.kernels import gpu, tpu
 from lwm_core.kernels.dense import MASKED
 from lwm_core.kernels.dense import attend as dense
@@ -198,6 +199,7 @@ def test_bfloat16_sums_in_float32(kernel) -> None:
         (tpu, 2**18, 128, None, jnp.bfloat16, "too many"),
         (gpu, 500, 128, None, jnp.float32, "blocks of 32 do not divide"),
         (gpu, 512, 96, None, jnp.float32, "heads of 96"),
+        (gpu, 512, 128, 16, jnp.float32, "blocks of 16"),
         (gpu, 512, 128, None, jnp.float16, "float16"),
         (gpu, 2**19, 128, None, jnp.bfloat16, "too many"),
     ],
@@ -211,6 +213,25 @@ def test_what_it_does_not_serve(kernel, length, size, block, dtype, reason: str)
         )
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("size", gpu.SIZES)
+def test_triton_takes_it(size: int, dtype: jnp.dtype) -> None:
+    """All kernels become programs of Triton's, with no GPU at hand."""
+    q, k = (jax.ShapeDtypeStruct((2, heads, 256, size), dtype) for heads in (4, 2))
+    sums = [jax.ShapeDtypeStruct(x.shape, jnp.float32) for x in (q, k, k)]
+    row = jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
+    places = Places(*[jax.ShapeDtypeStruct((2, 256), jnp.int32)] * 2)
+
+    def both(*args) -> tuple:
+        *inputs, lse, sums = args
+        out = gpu.attend(*inputs, Attended(sums[0], lse)).out
+        return out, gpu.gradients(*inputs, lse, lse, inputs[0], sums)
+
+    traced = jax.jit(both).trace(q, k, k, places, places, row, sums)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 3
+
+
 COMPILER = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -219,17 +240,7 @@ COMPILER = {
 """What libtpu must find in the environment where there is no TPU."""
 
 
-@pytest.fixture
-def nothing_cached() -> Iterator[None]:
-    """What is compiled for devices that are not here could not be read from the cache again."""
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1e9)
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("nothing_cached")
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize(
     ("length", "k_heads", "dtype"),
@@ -270,7 +281,8 @@ def test_the_real_compiler(topology, options, length, k_heads, dtype, monkeypatc
             check_vma=False,
         )
         last = len(shapes) - 1
-        compiled = jax.jit(mapped, donate_argnums=last).lower(*shapes).compile()
+        with uncached():
+            compiled = jax.jit(mapped, donate_argnums=last).lower(*shapes).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     q, k = ((1, heads, length, 128) for heads in (32, k_heads))

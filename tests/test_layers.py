@@ -104,6 +104,14 @@ def test_rms_norm_of_bfloat16_is_computed_in_float32() -> None:
     np.testing.assert_array_equal(normed, expected)
 
 
+def test_rms_norm_keeps_nothing_in_float32() -> None:
+    """Of bfloat16 activations the backward pass is left these alone."""
+    x, weight = jnp.ones((3, 5, 16), jnp.bfloat16), jnp.ones(16)
+    _, backward = jax.vjp(lambda x, weight: rms_norm(x, weight, 1e-6), x, weight)
+    kept = [leaf.dtype for leaf in jax.tree.leaves(backward) if leaf.shape == x.shape]
+    assert kept == [jnp.bfloat16]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_linear(dtype: str) -> None:
     x, weight = jnp.asarray(normal(2, 3, 64), dtype), normal(5, 64, seed=1)

@@ -91,6 +91,16 @@ def test_flops_are_about_two_for_each_parameter_and_token() -> None:
     assert counted == pytest.approx(2 * numbers * 128 * 64, rel=0.02)
 
 
+def test_weights_that_are_kept_are_gathered_once() -> None:
+    """Seven eighths of them, in bfloat16; otherwise again in the backward pass, or twice more."""
+    mesh = MeshSizes(fsdp=8)
+    none, *others = (costs.sent(Work(LWM, "train", 128, 8), mesh, r).bytes for r in REMATS)
+    tables = 2 * LWM.vocab * LWM.hidden
+    gathered = 7 / 8 * 2 * (transformer.count_parameters(LWM) - tables)
+    more = [(sent - none) / gathered for sent in others]
+    assert more == pytest.approx([1, 1, 2], rel=0.01)
+
+
 def test_what_is_not_kept_is_computed_again() -> None:
     work = Work(LWM, "train", 32768)
     flops = [costs.flops(work, remat) for remat in REMATS]

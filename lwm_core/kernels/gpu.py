@@ -31,7 +31,7 @@ SIZES = (16, 32, 64, 128)
 """Sizes of a head: blocks of Triton are powers of two, and larger ones would not fit the chip."""
 
 MOST_PAIRS = 2**24
-"""Block pairs whose list, 4 bytes each, is small beside the keys."""
+"""Block pairs whose list takes 64 MB, and as much again while it is made."""
 
 Ref = Any
 """An array in the memory of the GPU, or the part of it that a program is given."""
@@ -110,8 +110,8 @@ class _Sizes(NamedTuple):
         if q.dtype != k.dtype or q.dtype.name not in BLOCKS:
             raise NotImplementedError(f"queries are {q.dtype}, keys {k.dtype}")
         block = block or BLOCKS[q.dtype.name]
-        if not interpret and size not in SIZES:
-            raise NotImplementedError(f"heads of {size} are none of {SIZES}")
+        if not interpret and (size not in SIZES or block != BLOCKS[q.dtype.name]):
+            raise NotImplementedError(f"heads of {size} in blocks of {block} are not served")
         if length % block or k_length % block:
             raise NotImplementedError(f"blocks of {block} do not divide {length} and {k_length}")
         if batch * length * k_length > MOST_PAIRS * block**2:
@@ -168,52 +168,57 @@ class _Walk(NamedTuple):
 
 def _by_queries(sizes: _Sizes, q_places: Places, k_places: Places) -> _Walk:
     """A program has a block of a head's queries, and all keys of that head."""
-    block, length, size = sizes.block, sizes.k_length, sizes.size
     reach = sizes.reachable(q_places, k_places)
 
-    def keys(_: Any, head: Any, row: Any) -> tuple:
-        return row, lax.div(head, sizes.group), 0, 0
+    def keys(_: Any, head: Any, batch: Any) -> tuple:
+        return batch, lax.div(head, sizes.group), 0, 0
 
     return _Walk(
         (reach.shape[1], sizes.heads, reach.shape[0]),
-        [*_order(reach), _near(q_places, block), _whole(k_places)],
-        pl.BlockSpec((None, None, block, size), lambda block, head, row: (row, head, block, 0)),
-        pl.BlockSpec((None, None, block), lambda block, head, row: (row, head, block)),
-        pl.BlockSpec((None, None, length, size), keys),
+        [*_order(reach), _near(q_places, sizes.block), _whole(k_places)],
+        _one_block(sizes),
+        pl.BlockSpec((None, None, sizes.block), lambda index, head, batch: (batch, head, index)),
+        pl.BlockSpec((None, None, sizes.k_length, sizes.size), keys),
     )
 
 
 def _by_keys(sizes: _Sizes, q_places: Places, k_places: Places) -> _Walk:
     """A program has a block of a head's keys, and all queries of all heads that share them."""
-    block, length, size = sizes.block, sizes.length, sizes.size
     reach = sizes.reachable(q_places, k_places).swapaxes(1, 2)
+    rows = None, sizes.group, sizes.length
     return _Walk(
         (reach.shape[1], sizes.k_heads, reach.shape[0]),
-        [*_order(reach), _whole(q_places), _near(k_places, block)],
-        pl.BlockSpec((None, sizes.group, length, size), lambda _, head, row: (row, head, 0, 0)),
-        pl.BlockSpec((None, sizes.group, length), lambda _, head, row: (row, head, 0)),
-        pl.BlockSpec((None, None, block, size), lambda block, head, row: (row, head, block, 0)),
+        [*_order(reach), _whole(q_places), _near(k_places, sizes.block)],
+        pl.BlockSpec((*rows, sizes.size), lambda _, head, batch: (batch, head, 0, 0)),
+        pl.BlockSpec(rows, lambda _, head, batch: (batch, head, 0)),
+        _one_block(sizes),
     )
+
+
+def _one_block(sizes: _Sizes) -> pl.BlockSpec:
+    """The block of `[B, heads, tokens, H]` that a program gathers for."""
+    shape = None, None, sizes.block, sizes.size
+    return pl.BlockSpec(shape, lambda index, head, batch: (batch, head, index, 0))
 
 
 def _order(reach: jax.Array) -> list[Placed]:
     """For each block the blocks of the other kind, those to visit first, and their number."""
-    visits = pl.BlockSpec((None, None, reach.shape[2]), lambda block, _, row: (row, block, 0))
-    count = pl.BlockSpec((None, None), lambda block, _, row: (row, block))
+    visits = pl.BlockSpec((None, None, reach.shape[2]), lambda index, _, batch: (batch, index, 0))
+    count = pl.BlockSpec((None, None), lambda index, _, batch: (batch, index))
     order = jnp.argsort(~reach, axis=-1).astype(jnp.int32)
     return [(order, visits), (reach.sum(-1, dtype=jnp.int32), count)]
 
 
 def _near(places: Places, block: int) -> Placed:
     """Positions and segments of the block that a program gathers for."""
-    spec = pl.BlockSpec((None, 2, block), lambda block, _, row: (row, 0, block))
+    spec = pl.BlockSpec((None, 2, block), lambda index, _, batch: (batch, 0, index))
     return jnp.stack(places, axis=1), spec
 
 
 def _whole(places: Places) -> Placed:
     """Positions and segments of everything that a program may visit."""
     marks = jnp.stack(places, axis=1)
-    return marks, pl.BlockSpec((None, *marks.shape[1:]), lambda _, __, row: (row, 0, 0))
+    return marks, pl.BlockSpec((None, *marks.shape[1:]), lambda _, __, batch: (batch, 0, 0))
 
 
 def _attend_kernel(
