@@ -24,12 +24,43 @@ but copies of weights; the input and the attention of each block; the input of e
 every sqrt(L)-th."""
 
 
+MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+"""The matrices of a layer: of its attention, then of its feed-forward."""
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021): `alpha / rank * B A` is added to matrices of all layers.
+
+    A is `[rank, in]` and B `[out, rank]`; they alone learn.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    matrices: tuple[str, ...] = MATRICES
+
+    def __post_init__(self) -> None:
+        _whole({"rank": self.rank}, "rank", file="")
+        if type(self.alpha) not in (int, float) or not 0 < self.alpha < LARGEST:
+            raise ConfigError(f"alpha is {self.alpha!r:.40}, expected a number above 0")
+        unknown = [name for name in self.matrices if name not in MATRICES]
+        if unknown or not self.matrices:
+            named = repr(unknown[0]) if unknown else "empty"
+            raise ConfigError(f"matrices: {named}; choose of {', '.join(MATRICES)}")
+
+    @property
+    def scale(self) -> float:
+        """What each product B A is multiplied with."""
+        return self.alpha / self.rank
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A LLaMA decoder over one vocabulary: text ids `0 … text_vocab-1`, then the vision ids.
 
     Vision code `c` is the id `text_vocab + c`; the two ids after the last code mark the end of a
-    frame and the end of a picture or clip. A text-only model has `vision_vocab = 0`.
+    frame and the end of a picture or clip. A text-only model has `vision_vocab = 0`. With `lora`
+    its parameters include adapters, which lie in files of their own (`lora.py`).
     """
 
     text_vocab: int
@@ -48,6 +79,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     bos_id: int = 1
     eos_id: int = 2
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -184,7 +216,7 @@ def _rope_theta(values: Mapping[str, Any]) -> float:
     return _number(holder, "rope_theta", 10_000.0)
 
 
-def _vocabulary(values: Mapping[str, Any]) -> dict[str, int]:
+def _vocabulary(values: Mapping[str, Any]) -> dict[str, Any]:
     """The sizes of the `lwm` block; a model without one has text only. Raises ConfigError."""
     if "lwm" not in values:
         return {"text_vocab": _whole(values, "vocab_size")}

@@ -42,6 +42,10 @@ class FormatError(LwmError):
     """A weight, tokenizer or configuration file that is not what it should be."""
 
 
+class RecordError(LwmError):
+    """A record of training data that lacks what is asked of it; the message names its number."""
+
+
 class OutputError(LwmError):
     """A result that can't be written."""
 
@@ -51,8 +55,21 @@ class DownloadError(LwmError):
 
 
 class ClusterError(LwmError):
-    """Processes of several machines that don't find each other."""
+    """Processes of several machines that don't find each other, or don't mean the same run."""
 
 
 class TrainingError(LwmError):
     """Training that can't start or go on."""
+
+
+class TrainingInterrupted(LwmError):
+    """Training that was asked to stop by a signal, and has saved what it had."""
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, the host's or, as XLA puts it, a device's."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

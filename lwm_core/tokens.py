@@ -19,6 +19,12 @@ from lwm_core.errors import UsageError
 from lwm_core.vocabulary import AnyTokenizer
 
 SYSTEM = "You are a helpful assistant."
+CALL = " ASSISTANT:"
+"""What stands before an answer."""
+DESCRIBE = {"image": "What is in the picture?", "video": "What happens?"}
+"""What is asked of a picture or a clip where there is no other question."""
+
+Kind = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
@@ -161,16 +167,18 @@ def _question_ids(
     """Ids of some words, a question, its media, and the call to answer."""
     opening = f"{before}{message.text}"
     if not message.media:
-        return tokenizer.encode(f"{opening} ASSISTANT:", bos=first)
+        return tokenizer.encode(f"{opening}{CALL}", bos=first)
     ids = tokenizer.encode(f"<s>{opening}\n" if first else f"{opening}\n")
-    return ids + _media_ids(tokenizer, layout, message) + tokenizer.encode(" ASSISTANT:")
+    return ids + _media_ids(tokenizer, layout, message) + tokenizer.encode(CALL)
 
 
 def _media_ids(tokenizer: AnyTokenizer, layout: FrameLayout, message: Message) -> list[int]:
-    ids: list[int] = []
-    for codes in message.media:
-        ids += tokenizer.encode("<vision>") + layout.frames(codes) + tokenizer.encode("</vision>")
-    return ids
+    return [token for codes in message.media for token in clip_ids(tokenizer, layout, codes)]
+
+
+def clip_ids(tokenizer: AnyTokenizer, layout: FrameLayout, codes: np.ndarray) -> list[int]:
+    """Ids of a picture or clip between its two tags; codes are `[F, frame_codes]`."""
+    return [*tokenizer.encode("<vision>"), *layout.frames(codes), *tokenizer.encode("</vision>")]
 
 
 def answer_ids(tokenizer: AnyTokenizer, text: str) -> list[int]:
@@ -178,14 +186,20 @@ def answer_ids(tokenizer: AnyTokenizer, text: str) -> list[int]:
     return [*tokenizer.encode(text, bos=False), tokenizer.eos_id]
 
 
-def make_prompt(
-    tokenizer: AnyTokenizer, caption: str, kind: Literal["image", "video"]
-) -> list[int]:
-    """Ids that ask for a picture or a clip; its codes follow."""
+def question_text(question: str) -> str:
+    """A conversation's first question about media, as it stands before them."""
+    return f"{SYSTEM} USER: {question}\n"
+
+
+def wish_text(caption: str, kind: Kind) -> str:
+    """What asks for a picture or a clip."""
     article = {"image": "an", "video": "a"}[kind]
-    return tokenizer.encode(
-        f"<s>{SYSTEM} USER: Generate {article} {kind} of {caption} ASSISTANT: <vision>"
-    )
+    return f"{SYSTEM} USER: Generate {article} {kind} of {caption}{CALL}"
+
+
+def make_prompt(tokenizer: AnyTokenizer, caption: str, kind: Kind) -> list[int]:
+    """Ids that ask for a picture or a clip; its codes follow."""
+    return tokenizer.encode(f"<s>{wish_text(caption, kind)} <vision>")
 
 
 def unconditional_prompt(tokenizer: AnyTokenizer) -> list[int]:

@@ -11,10 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from lwm_core.config import ModelConfig
-from lwm_core.data.packing import MISSES, Weighted, fill_rows, to_batch, weigh
+from lwm_core.data.packing import (
+    MISSES,
+    Weighted,
+    fill_rows,
+    take_longest,
+    to_batch,
+    weigh,
+)
 from lwm_core.execution import Execution
 from lwm_core.layers import product
 from lwm_core.mesh import make_mesh
@@ -88,6 +97,21 @@ def test_longer_than_a_row_is_passed_over() -> None:
     assert rows == [[whole]]
 
 
+@given(sizes=st.lists(st.integers(1, 50), max_size=40), room=st.integers(0, 300))
+def test_the_longest_that_fit_are_taken(sizes: list[int], room: int) -> None:
+    """Of the rest none would have fitted when a shorter one was taken."""
+    waiting = [weigh(list(range(size + 1)), float(at)) for at, size in enumerate(sizes)]
+    left = list(waiting)
+    taken = take_longest(left, room)
+    assert [one for one in waiting if one not in taken] == left
+    assert len(taken) + len(left) == len(waiting)
+    for one in taken:
+        assert one.steps <= room
+        assert not any(one.steps < other.steps <= room for other in left)
+        room -= one.steps
+    assert not any(other.steps <= room for other in left)
+
+
 def test_weighted_pieces_join() -> None:
     whole = weigh([1, 2], 0.0) + weigh([3], 1.0)
     assert whole == Weighted([1, 2, 3], [0.0, 0.0, 1.0])
@@ -100,7 +124,7 @@ def test_weighted_pieces_join() -> None:
 def sums(params: Params, batch: Batch) -> jax.Array:
     """Of all targets' losses by their weights: what packing must not change."""
     hidden, _ = hidden_states(params, TINY, batch.tokens, HERE)
-    losses = token_losses(TINY, head_of(params, TINY, HERE), hidden, batch.targets)
+    losses = token_losses(TINY, head_of(params, TINY, HERE), hidden, batch.targets).losses
     return (losses * batch.weights).sum()
 
 
@@ -187,7 +211,7 @@ def test_losses_equal_the_original(reference: Path) -> None:
         max_length=32,
     )  # fmt: skip
     # With the identity as output head the hidden states are the logits.
-    losses = on_one_device(partial(token_losses, config))(
+    losses, *_ = on_one_device(partial(token_losses, config))(
         jnp.eye(vocab), jnp.asarray(golden["logits"]), golden["tokens"]
     )
     golden["none"] = np.ones_like(golden["mask"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -55,15 +55,16 @@ DROPPED_PROMPTS = 0.1
 class Stage:
     """One stretch of training: its steps, the shape of a batch, and the range of the examples.
 
-    Raises ConfigError, naming the key, for values that can't be meant.
+    `mix` says what share each kind of lesson has, or each source of data. Raises ConfigError,
+    naming the key, for values that can't be meant.
     """
 
     steps: int
     length: int
     rows: int
-    frames: tuple[int, int]
-    characters: tuple[int, int]
-    mix: dict[str, float]
+    frames: tuple[int, int] = (1, 4)
+    characters: tuple[int, int] = (100, 400)
+    mix: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("length", 1), ("rows", 1)):
@@ -74,11 +75,9 @@ class Stage:
             if not 1 <= low <= high:
                 raise ConfigError(f"{name}: {low} to {high} is no range from 1 upwards")
         for kind, share in self.mix.items():
-            if kind not in KINDS:
-                raise ConfigError(f"mix.{kind}: no such kind; known are {', '.join(KINDS)}")
             if not 0 <= share < math.inf:
                 raise ConfigError(f"mix.{kind}: {share} is no share")
-        if not sum(self.mix.values()):
+        if self.mix and not sum(self.mix.values()):
             raise ConfigError("mix: at least one share above 0 is needed")
 
 

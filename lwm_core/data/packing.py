@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -11,6 +12,24 @@ from lwm_core.types import Batch
 
 MISSES = 30
 """After so many examples that found no room a batch is full enough."""
+
+
+class Packable(Protocol):
+    """What can lie in a row: token ids and their weights as targets, `[T]` each."""
+
+    @property
+    def ids(self) -> Sequence[int] | np.ndarray: ...
+
+    @property
+    def weights(self) -> Sequence[float] | np.ndarray: ...
+
+    @property
+    def steps(self) -> int:
+        """Predictions that it takes: one less than its tokens."""
+        ...
+
+
+P = TypeVar("P", bound=Packable)
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,24 @@ def fill_rows(examples: Iterator[Weighted], rows: int, length: int) -> list[list
     return packed
 
 
-def to_batch(rows: Sequence[Sequence[Weighted]], length: int) -> Batch:
+def take_longest(waiting: list[P], room: int) -> list[P]:
+    """Take out the longest that fits into the room that is left, again and again.
+
+    This is best fit decreasing: what is short is kept for the gaps that nothing else fills. Of
+    equals the first is taken.
+    """
+    taken = []
+    for at in sorted(range(len(waiting)), key=lambda at: -waiting[at].steps):
+        if waiting[at].steps <= room:
+            taken.append(at)
+            room -= waiting[at].steps
+    found = [waiting[at] for at in taken]
+    for at in sorted(taken, reverse=True):
+        del waiting[at]
+    return found
+
+
+def to_batch(rows: Sequence[Sequence[Packable]], length: int) -> Batch:
     """Packed rows as one `Batch` of `[rows, length]`; each token's target is its next.
 
     Every example is a segment of its own, numbered from 1, with positions from 0.
