@@ -171,6 +171,30 @@ def test_choice(frames: int, start: float | None, end: float | None, chosen: lis
     assert choose_frames(times, frames, start, end).tolist() == chosen
 
 
+@pytest.mark.parametrize(
+    ("rate", "frames", "start", "chosen"),
+    [
+        (1, None, None, [0, 2, 4, 6, 8]),
+        (2, None, None, list(range(10))),
+        (100, None, None, list(range(10))),  # no frame twice
+        (0.4, None, None, [0, 5]),
+        (0.01, None, None, [0]),
+        (1, 3, None, [0, 4, 8]),  # at most three, spread as always
+        (1, None, 0.6, [2, 4, 6, 8]),  # the clock starts with the first frame that is wanted
+    ],
+)
+def test_rate(rate: float, frames: int | None, start: float | None, chosen: list[int]) -> None:
+    times = np.arange(10) / 2
+    assert choose_frames(times, frames, start, None, rate).tolist() == chosen
+
+
+def test_rate_goes_by_what_is_on_view() -> None:
+    """A frame that stays is taken once; of those within one tick, the one on view."""
+    times = np.array([0, 0.1, 0.2, 0.9, 3.5, 3.6])
+    assert choose_frames(times, None, None, None, 1).tolist() == [0, 3]
+    assert choose_frames(times, None, None, None, 2).tolist() == [0, 2, 3, 4]
+
+
 def test_start_beyond_the_end_names_the_length(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "clip.mp4", count=50)
     with pytest.raises(UsageError, match=r"start 2 s lies beyond the end: the clip is 2 s long"):
@@ -179,7 +203,15 @@ def test_start_beyond_the_end_names_the_length(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wish", [{"frames": 0}, {"start": -1}, {"start": 2, "end": 2}, {"end": 0}, {"start": np.nan}]
+    "wish",
+    [
+        {"frames": 0},
+        {"start": -1},
+        {"start": 2, "end": 2},
+        {"end": 0},
+        {"start": np.nan},
+        {"rate": 0},
+    ],
 )
 def test_impossible_wishes_are_refused(tmp_path: Path, wish: dict[str, float]) -> None:
     write_image(tmp_path / "a.png", picture())

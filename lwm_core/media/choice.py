@@ -14,10 +14,14 @@ from lwm_core.errors import UsageError
 TIME_TOLERANCE = 1e-3
 
 
-def check_choice(frames: int, start: float | None, end: float | None) -> None:
+def check_choice(
+    frames: int | None, start: float | None, end: float | None, rate: float | None = None
+) -> None:
     """Raise UsageError where no clip at all could satisfy the wish."""
-    if frames < 1:
+    if frames is not None and frames < 1:
         raise UsageError(f"frames must be at least 1, not {frames}")
+    if rate is not None and not 0 < rate < float("inf"):
+        raise UsageError(f"a rate must be above 0 frames a second, not {rate:g}")
     if start is not None and not 0 <= start < float("inf"):
         raise UsageError(f"start must be a time of 0 seconds or later, not {start:g}")
     if end is not None and not end > (start or 0):
@@ -25,13 +29,18 @@ def check_choice(frames: int, start: float | None, end: float | None) -> None:
 
 
 def choose_frames(
-    times: np.ndarray, frames: int, start: float | None, end: float | None
+    times: np.ndarray,
+    frames: int | None,
+    start: float | None,
+    end: float | None,
+    rate: float | None = None,
 ) -> np.ndarray:
     """Indices int64 `[chosen]`, increasing, of at most `frames` frames with start <= time < end.
 
-    times: float64 `[n]` seconds, increasing. Where no frame begins in the stretch, the one
-    on view at `start` is taken. A single picture has no time: it is always taken.
-    Raises UsageError if the clip ends before `start`.
+    times: float64 `[n]` seconds, increasing. With a `rate` only those count that are on view when a
+    clock ticks so often a second; with frames=None every one that counts is taken. Where no frame
+    begins in the stretch, the one on view at `start` is taken. A single picture has no time: it is
+    always taken. Raises UsageError if the clip ends before `start`.
     """
     if len(times) == 1:
         return np.array([0])
@@ -45,6 +54,19 @@ def choose_frames(
     stop = len(times) if end is None else int(np.searchsorted(times, end - TIME_TOLERANCE))
     if first >= stop:
         return np.array([max(first - 1, 0)])
-    if stop - first <= frames:
-        return np.arange(first, stop)
-    return first + np.linspace(0, stop - first - 1, frames).astype(np.int64)
+    chosen = np.arange(first, stop)
+    if rate is not None:
+        chosen = chosen[_is_on_view(np.append(times, length)[first : stop + 1], rate)]
+    if frames is None or len(chosen) <= frames:
+        return chosen
+    return chosen[np.linspace(0, len(chosen) - 1, frames).astype(np.int64)]
+
+
+def _is_on_view(begins: np.ndarray, rate: float) -> np.ndarray:
+    """Whether a clock that ticks `rate` times a second does so during each frame, bool `[n]`.
+
+    begins: float64 `[n + 1]`, when the frames begin and when the last ends; the clock starts with
+    the first.
+    """
+    ticks = np.ceil((begins - begins[0] - TIME_TOLERANCE) * rate)
+    return np.diff(ticks) > 0

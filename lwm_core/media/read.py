@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,35 +34,36 @@ class Clip:
 def read_media(
     path: str | os.PathLike[str],
     *,
-    frames: int = 8,
+    frames: int | None = 8,
     start: float | None = None,
     end: float | None = None,
+    rate: float | None = None,
     size: int | None = None,
 ) -> Clip:
     """Read a picture (one frame; start and end do not matter) or at most `frames` of a clip.
 
-    start, end: seconds from the first frame. Frames stand upright as a player shows them;
+    start, end: seconds from the first frame. rate: so many frames a second are enough; with
+    frames=None there is no other bound. Frames stand upright as a player shows them;
     pixels are the stored ones (their aspect ratio is not applied, as in the original).
     size: give each frame through `prepare` as it is read, so that an hour needs little memory.
 
     A damaged clip is read as far as it goes. Raises UsageError (no such file, a directory,
     start beyond the end) or MediaError (no picture in it, damaged, too large).
     """
-    check_choice(frames, start, end)
+    check_choice(frames, start, end, rate)
+    wish = partial(choose_frames, frames=frames, start=start, end=end, rate=rate)
     path = _existing_file(path)
     with _one_line_refusals(path):
         try:
             with open_picture(path) as picture:
-                return _take(picture, frames, start, end, size)
+                return _take(picture, wish(picture.times), size)
         except UnidentifiedImageError:
-            return _take(Video(path), frames, start, end, size)
+            video = Video(path)
+            return _take(video, wish(video.times), size)
 
 
-def _take(
-    source: Picture | Video, frames: int, start: float | None, end: float | None, size: int | None
-) -> Clip:
-    """Stack the chosen frames, each copied into place as it is decoded."""
-    chosen = choose_frames(source.times, frames, start, end)
+def _take(source: Picture | Video, chosen: np.ndarray, size: int | None) -> Clip:
+    """Stack the frames of chosen indices, each copied into place as it is decoded."""
     pictures = np.empty(0, np.uint8)
     times: list[float] = []
     for time, pixels in source.read(chosen):
