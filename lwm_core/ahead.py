@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from lwm_core.cache import abstract_cache
 from lwm_core.decode import chunk_for
-from lwm_core.errors import ConfigError, DoesNotFit, UsageError
+from lwm_core.errors import ConfigError, DoesNotFit, UsageError, is_out_of_memory
 from lwm_core.execution import Execution
 from lwm_core.hardware import Topology
 from lwm_core.mesh import make_mesh
@@ -69,7 +69,7 @@ def compile_plan(plan: Plan) -> Compiled:
         try:
             analysis: Any = lowered.compile().memory_analysis()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not is_out_of_memory(error):
                 raise
             raise DoesNotFit(f"the compiler says: {str(error).splitlines()[0]}") from error
     return Compiled(

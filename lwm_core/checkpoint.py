@@ -34,9 +34,10 @@ Habits = Mapping[str, Mapping[str, Any]]
 
 _OURS = re.compile(
     r"config\.json|tokenizer\.model|tokenizer\.json|tokenizer_config\.json|chat_template\.jinja|"
-    r"vqgan|params|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+    r"vqgan|params|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|"
+    r"adapter_config\.json|adapter_model\.safetensors"
 )
-"""What a model directory consists of: anything else is somebody's, and never overwritten."""
+"""What a model or an adapter consists of: anything else is somebody's, and never overwritten."""
 
 _IMAGE_FILES = {CONFIG, "model.safetensors"}
 _SURPLUS = re.compile(r"rotary_emb\.inv_freq$|^lm_head\.weight$")
@@ -59,17 +60,21 @@ def read_habits(directory: Path) -> Habits:
     return habits
 
 
-class DirectoryWeights:
-    """The weights of a model directory: ours, or any Llama of Hugging Face.
+class StoredWeights:
+    """The tensors of a table of parameters, in files of a directory by Hugging Face's names.
 
-    Names and shapes are compared when it is opened. Raises FormatError where they are not those of
-    a plain Llama of these sizes.
+    Names and shapes are compared when it is made. Raises FormatError where they are not those of
+    the table.
     """
 
-    def __init__(self, directory: Path, config: ModelConfig):
-        self._files = open_tensors(directory)
-        self._table = transformer.parameters(config)
-        self._check(directory, config)
+    def __init__(
+        self,
+        directory: Path,
+        files: TensorFiles | TorchFiles,
+        table: Mapping[str, transformer.Parameter],
+    ):
+        self._files, self._table = files, table
+        self._check(directory)
 
     @property
     def dtype(self) -> str:
@@ -83,14 +88,7 @@ class DirectoryWeights:
         shape = parameter.shape[layer is not None :]
         return self._files.read(parameter.hf_name.format(layer=layer), shape)
 
-    def _check(self, directory: Path, config: ModelConfig) -> None:
-        found = set(self._files.names)
-        # Counted first, so that a hostile number of layers is never counted to.
-        if config.layers > len(found):
-            raise FormatError(
-                f"{directory}: config.json says {config.layers} layers, and there are only "
-                f"{len(found)} tensors"
-            )
+    def _check(self, directory: Path) -> None:
         expected = stored_shapes(self._table)
         for name, shape in expected.items():
             self._files.check(name, shape)
@@ -98,9 +96,24 @@ class DirectoryWeights:
                 raise FormatError(
                     f"{directory}: {name} is stored as {number}; what is read is {', '.join(_READ)}"
                 )
+        found = set(self._files.names)
         others = (name for name in found - expected.keys() if not _SURPLUS.search(name))
         if other := min(others, default=None):
             raise FormatError(f"{directory}: it also holds {other!a:.80}, which no plain Llama has")
+
+
+class DirectoryWeights(StoredWeights):
+    """The weights of a model directory: ours, or any Llama of Hugging Face."""
+
+    def __init__(self, directory: Path, config: ModelConfig):
+        files = open_tensors(directory)
+        # Counted first, so that a hostile number of layers is never counted to.
+        if config.layers > len(files.names):
+            raise FormatError(
+                f"{directory}: config.json says {config.layers} layers, and there are only "
+                f"{len(files.names)} tensors"
+            )
+        super().__init__(directory, files, transformer.parameters(config))
 
 
 def open_tensors(directory: Path) -> TensorFiles | TorchFiles:

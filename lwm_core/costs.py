@@ -54,7 +54,8 @@ class Work:
 
     A step is an update (train), the reading of all prompts (prefill), or one new token in each row
     at the end of the context (decode). `dtype` is what is computed in, and what weights are kept
-    in for inference; training keeps them in float32.
+    in for inference; training keeps them in float32. An update can take the rows in `parts`, one
+    after another.
     """
 
     config: ModelConfig
@@ -63,6 +64,7 @@ class Work:
     batch: int = 1
     dtype: Dtype = "bfloat16"
     cache_dtype: CacheDtype = "bfloat16"
+    parts: int = 1
 
     @property
     def tokens(self) -> int:
@@ -120,7 +122,7 @@ class _Local(NamedTuple):
     @classmethod
     def of(cls, work: Work, mesh: MeshSizes) -> _Local:
         config = work.config
-        rows = -(-work.batch // mesh.rows)
+        rows = -(-work.batch // (work.parts * mesh.rows))
         slots = -(-work.context // mesh.sp)
         heads, kv_heads = config.heads // mesh.tp, config.kv_heads // mesh.tp
         return cls(
@@ -188,6 +190,15 @@ def count_parameters(
     return _cut(matrices + tables, config.hidden, ways) + norms
 
 
+def count_adapters(config: ModelConfig, mesh: MeshSizes) -> int:
+    """Numbers in the part of all adapters that lies on one device of a mesh."""
+    if config.lora is None:
+        return 0
+    inner = _cut(config.hidden, config.hidden, mesh.weight_ways)
+    outer = (_cut(*_layer(config)[name], mesh.tp) for name in config.lora.matrices)
+    return config.layers * config.lora.rank * sum(inner + one for one in outer)
+
+
 # Memory
 
 
@@ -195,12 +206,14 @@ def memory(work: Work, mesh: MeshSizes, remat: Remat = "block") -> Memory:
     """Bytes on each device at the peak of a step."""
     local = _Local.of(work, mesh)
     if work.job == "train":
-        held = count_parameters(work.config, mesh)
+        held, adapters = count_parameters(work.config, mesh), count_adapters(work.config, mesh)
+        # Beside adapters the weights do not learn, and are kept as they are computed with.
+        fixed, learning = (held, adapters) if adapters else (0, held)
         layers = _layer_phase(work.config, mesh, local, remat)
         return Memory(
-            parameters=FLOAT32 * held,
-            optimizer=2 * FLOAT32 * held,
-            gradients=FLOAT32 * held,
+            parameters=local.c * fixed + FLOAT32 * learning,
+            optimizer=2 * FLOAT32 * learning,
+            gradients=FLOAT32 * learning * (2 if work.parts > 1 else 1),  # and their sum
             activations=_kept(work.config, mesh, local, remat),
             temporary=max(layers, _loss_phase(work.config, mesh, local)),
         )
@@ -317,7 +330,7 @@ def flops(work: Work, remat: Remat = "block") -> float:
     config = work.config
     matrices = config.layers * _layer_numbers(config, tp=1)
     head = _table_numbers(config, tp=1)
-    attention = _attention_flops(work)
+    attention = attention_flops(work)
     if work.job != "train":
         return 2 * matrices * work.tokens + 2 * head * work.batch + attention
     layer = _layer(config)
@@ -327,7 +340,7 @@ def flops(work: Work, remat: Remat = "block") -> float:
     return products + attention * (1 + _ATTENTION_BACKWARD + _ATTENTION_AGAIN[remat])
 
 
-def _attention_flops(work: Work) -> float:
+def attention_flops(work: Work) -> float:
     """Scores and weighted sums of all layers, forward."""
     length = work.context
     pairs = length if work.job == "decode" else length * (length + 1) // 2
@@ -342,7 +355,8 @@ def sent(work: Work, mesh: MeshSizes, remat: Remat = "block") -> Sent:
     """What each device sends in a step: gathers and sums go around a ring of their devices."""
     local = _Local.of(work, mesh)
     if work.job == "train":
-        return _sent_in_training(work.config, mesh, local, remat)
+        each = _sent_in_training(work.config, mesh, local, remat)
+        return Sent(each.bytes * work.parts, each.calls * work.parts)
     return _sent_in_inference(work, mesh, local)
 
 

@@ -20,6 +20,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tp",),
     "embed": ("fsdp", "sp"),
     "norm": (),
+    "rank": (),
     "layers": (),
     "rows": ("dp", "fsdp"),
     "sequence": ("sp",),
@@ -34,15 +35,15 @@ FLOAT32 = jnp.dtype(jnp.float32)
 class Execution:
     """How a model runs on a mesh of the axes dp, fsdp, tp and sp.
 
-    `dtype` is that of the computation, `attention` the way to try first. With `whole_weights` the
-    devices of `sp` have all weights, which are read for each token when text is written; without,
-    each has a part and they are gathered, layer by layer.
+    `dtype` is that of the computation, `attention` the way to try first, `remat` what the backward
+    pass makes again. With `whole_weights` the devices of `sp` have all weights, which are read for
+    each token when text is written; without, each has a part and they are gathered, layer by layer.
     """
 
     mesh: Mesh
     dtype: jnp.dtype = FLOAT32
     attention: str = "auto"
-    remat: Remat = "none"
+    remat: Remat = "attention"
     whole_weights: bool = True
 
     @property

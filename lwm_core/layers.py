@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,27 @@ FEWEST_ROWS = 4
 """For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first."""
 
 
+class Adapted(NamedTuple):
+    """A weight that stands for `weight [out, in] + b [out, r] a [r, in]`, which is never made."""
+
+    weight: jax.Array
+    a: jax.Array
+    b: jax.Array
+
+
+Weight = jax.Array | Adapted
+AnyWeight = TypeVar("AnyWeight", jax.Array, Adapted)
+
+
 @jax.custom_vjp
-def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+def product(x: jax.Array, weight: Weight) -> jax.Array:
     """`x [..., in]` times `weight [out, in]` (Hugging Face's layout): float32 `[..., out]`.
 
     The operands are in the dtype of `x`, forward and backward; sums and the weight's gradient are
     float32.
     """
+    if isinstance(weight, Adapted):
+        return product(x, weight.weight) + product(linear(x, weight.a), weight.b)
     weight = weight.astype(x.dtype)
     few = x.dtype == jnp.bfloat16 and math.prod(x.shape[:-1]) < FEWEST_ROWS
     if not few:
@@ -50,20 +65,30 @@ def _contract(
     return lax.dot_general(x, y, ((x_axes, y_axes), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _product_forward(x: jax.Array, weight: jax.Array) -> tuple:
+def _product_forward(x: jax.Array, weight: Weight) -> tuple:
     return product(x, weight), (x, weight)
 
 
-def _product_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, Weight]:
     x, weight = saved
     d_x, d_weight = product_gradients(x, weight, cotangent)
-    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+    return d_x.astype(x.dtype), jax.tree.map(_as_stored, d_weight, weight)
+
+
+def _as_stored(gradient: jax.Array, weight: jax.Array) -> jax.Array:
+    return gradient.astype(weight.dtype)
 
 
 def product_gradients(
-    x: jax.Array, weight: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    x: jax.Array, weight: AnyWeight, cotangent: jax.Array
+) -> tuple[jax.Array, AnyWeight]:
     """Gradients of `product`, float32: of `x [..., in]` and of the weight `[out, in]`."""
+    if isinstance(weight, Adapted):
+        inner = linear(x, weight.a)
+        d_x, d_weight = product_gradients(x, weight.weight, cotangent)
+        d_inner, d_b = product_gradients(inner, weight.b, cotangent)
+        more, d_a = product_gradients(x, weight.a, d_inner)
+        return d_x + more, Adapted(d_weight, d_a, d_b)
     cotangent = cotangent.astype(x.dtype)
     d_x = _contract(cotangent, weight.astype(x.dtype), (x.ndim - 1,), (0,))
     return d_x, _outer(cotangent, x)
@@ -120,7 +145,7 @@ def _lookup_backward(saved: tuple, cotangent: jax.Array) -> tuple:
 lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
-def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
+def linear(x: jax.Array, weight: Weight) -> jax.Array:
     """`x [..., in]` times `weight [out, in]`: summed in float32, returned in the dtype of `x`."""
     return product(x, weight).astype(x.dtype)
 
@@ -129,8 +154,7 @@ def linear(x: jax.Array, weight: jax.Array) -> jax.Array:
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm (Zhang and Sennrich 2019) of the last axis, computed in float32.
 
-    The backward pass makes its float32 values again: they are cheaper to make than to keep. (Where
-    layers are unrolled, on a CPU, XLA may keep them all the same.)
+    The backward pass makes its float32 values again: they are cheaper to make than to keep.
     """
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
@@ -195,29 +219,29 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+def swiglu(x: jax.Array, gate: Weight, up: Weight, down: Weight) -> jax.Array:
     """Gated feed-forward layer (Shazeer 2020): `down(silu(gate x) * up x)` of `x [..., D]`.
 
     Inner activations exist for FEED_FORWARD_BLOCK tokens at a time, in the backward pass too. The
     gate is applied to the products' float32 sums: to round them first costs a CPU more than it
     saves.
     """
-    weights = [weight.astype(x.dtype) for weight in (gate, up, down)]
+    weights = jax.tree.map(lambda weight: weight.astype(x.dtype), (gate, up, down))
     blocks = in_blocks(x, FEED_FORWARD_BLOCK)
     out = lax.map(lambda rows: _swiglu(rows, *weights), blocks)
-    return out_of_blocks(out, (*x.shape[:-1], down.shape[0]))
+    return out_of_blocks(out, (*x.shape[:-1], out.shape[-1]))
 
 
-def _swiglu(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:
+def _swiglu(x: jax.Array, gate: Weight, up: Weight, down: Weight) -> jax.Array:
     inner = jax.nn.silu(product(x, gate)) * product(x, up)
     return linear(inner.astype(x.dtype), down)
 
 
-def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple:
     x, *weights = saved
-    gate, up, down = (weight.astype(x.dtype) for weight in weights)
+    gate, up, down = jax.tree.map(lambda weight: weight.astype(x.dtype), weights)
 
-    def one_block(sums: tuple, parts: tuple) -> tuple[tuple, jax.Array]:
+    def one_block(sums: list, parts: tuple) -> tuple[list, jax.Array]:
         rows, d_rows = parts
         gated, raised = product(rows, gate), product(rows, up)
         sigmoid = jax.nn.sigmoid(gated)
@@ -226,15 +250,13 @@ def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple[jax.Array, ...
         d_gated = d_inner * raised * sigmoid * (1 + gated * (1 - sigmoid))
         from_gate, d_gate = product_gradients(rows, gate, d_gated)
         from_up, d_up = product_gradients(rows, up, d_inner * gated * sigmoid)
-        more = d_gate, d_up, d_down
-        sums = tuple(one + other for one, other in zip(sums, more, strict=True))
+        sums = jax.tree.map(jnp.add, sums, [d_gate, d_up, d_down])
         return sums, (from_gate + from_up).astype(x.dtype)
 
-    zeros = tuple(jnp.zeros(weight.shape, jnp.float32) for weight in weights)
+    zeros = jax.tree.map(lambda weight: jnp.zeros(weight.shape, jnp.float32), weights)
     blocks = in_blocks(x, FEED_FORWARD_BLOCK), in_blocks(cotangent, FEED_FORWARD_BLOCK)
     sums, d_x = lax.scan(one_block, zeros, blocks)
-    d_weights = (one.astype(weight.dtype) for one, weight in zip(sums, weights, strict=True))
-    return out_of_blocks(d_x, x.shape), *d_weights
+    return out_of_blocks(d_x, x.shape), *jax.tree.map(_as_stored, sums, weights)
 
 
 swiglu.defvjp(lambda *parts: (swiglu(*parts), parts), _swiglu_backward)

@@ -2,7 +2,8 @@
 
 Formats are model directories (ours, and any Llama of Hugging Face: safetensors or PyTorch's
 `.bin`), the original's files (streamed `params`, a pickled `vqgan` and `tokenizer.model` side by
-side) and GGUF files. What a format leaves unsaid comes from the card of the model, and is told.
+side), GGUF files, and adapters, which name a model and are merged as it is read. What a format
+leaves unsaid comes from the card of the model, and is told.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from lwm_core import checkpoint, download, registry, vqgan
+from lwm_core import checkpoint, download, lora, registry, vqgan
 from lwm_core.chat_templates import LWM, ChatStyle, read_template, recognise
 from lwm_core.config import ModelConfig, OriginalSizes
 from lwm_core.errors import FormatError, ModelNotFound, TextOnly, UsageError
@@ -30,6 +31,8 @@ from lwm_core.weights import Weights
 STREAMS = ("params", "streaming_params", "streaming_train_state")
 """What the original calls its file of weights."""
 ORIGINAL_IMAGE = "vqgan"
+TRAINED_BY, TRAINED = "recipe.json", "model"
+"""What the output of a training holds: how it came to be, and the model."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def find_model(name: str) -> Path:
     path = registry.named_path(name)
     try:
         if path and path.exists():
-            return path
+            return _trained(path) if (path / TRAINED_BY).is_file() else path
     except OSError as error:
         raise ModelNotFound(f"{name:.80}: can't be looked at: {error.strerror}") from error
     card = registry.find(name)
@@ -75,14 +78,26 @@ def find_model(name: str) -> Path:
     raise ModelNotFound(f"{wanted} is not here yet; fetch it with: lwm download {wanted}")
 
 
+def _trained(output: Path) -> Path:
+    """The model in the output of a training. Raises ModelNotFound where there is none yet."""
+    model = output / TRAINED
+    if not model.is_dir():
+        raise ModelNotFound(
+            f"{output}: its training has written no model yet; it does at the end, and on SIGUSR1"
+        )
+    return model
+
+
 def open_source(name: str, *, like: str | None = None) -> Source:
-    """Open a model by name or path.
+    """Open a model by name or path; an adapter is the model that it makes of another.
 
     `like` names a model, or is a model directory, that has the heads, rotary base and context of a
     file of the original. Raises ModelNotFound, FormatError, ConfigError, and UsageError when
     sizes are unknown.
     """
     path = find_model(name)
+    if lora.is_adapter(path):
+        return _adapted(path, like)
     is_directory = TensorFiles.found(path) or TorchFiles.found(path)
     if not is_directory and (stream := _stream_in(path)):
         return _original(name, stream, like)
@@ -101,6 +116,29 @@ def open_source(name: str, *, like: str | None = None) -> Source:
     )
 
 
+def _adapted(path: Path, like: str | None) -> Source:
+    """The model that an adapter is for, with it merged."""
+    base, _ = _find_base(path)
+    source = open_source(base, like=like)
+    how, factors = lora.open_adapter(path, source.config)
+    return dataclasses.replace(source, path=path, weights=lora.Merged(source.weights, factors, how))
+
+
+def _find_base(path: Path) -> tuple[str, Path]:
+    """The model that an adapter is for, as it is named and where it lies.
+
+    Raises FormatError, and ModelNotFound with the file that names it.
+    """
+    base = lora.base_of(path)
+    try:
+        found = find_model(base)
+    except ModelNotFound as error:
+        raise ModelNotFound(f"{path / lora.CONFIG} names a base model: {error}") from error
+    if lora.is_adapter(found):
+        raise FormatError(f"{path}: {base} is itself an adapter; merge it first: lwm convert")
+    return base, found
+
+
 def _stream_in(path: Path) -> Path | None:
     """The original's file of weights: what `path` names, or one of its names in a directory."""
     if path.is_file():
@@ -116,11 +154,27 @@ def picture_size(name: str) -> int:
     Raises ModelNotFound, FormatError, ConfigError, TextOnly.
     """
     path = find_model(name)
+    if lora.is_adapter(path):
+        _, path = _find_base(path)
     folder = path.parent if path.is_file() else path
     if (folder / checkpoint.VQGAN).is_dir():
         return checkpoint.read_image_config(folder / checkpoint.VQGAN).resolution
     if (folder / ORIGINAL_IMAGE).is_file():
         return _original_image(folder).config.resolution
+    raise TextOnly(name)
+
+
+def open_image(name: str) -> vqgan.VQGAN:
+    """The image tokenizer of a model; nothing else of it is read.
+
+    Raises ModelNotFound, FormatError, ConfigError, TextOnly.
+    """
+    path = find_model(name)
+    folder = path.parent if path.is_file() else path
+    if image := checkpoint.read_vqgan(folder):
+        return image
+    if (folder / ORIGINAL_IMAGE).is_file():
+        return _original_image(folder)
     raise TextOnly(name)
 
 

@@ -8,7 +8,7 @@ are stacked `[L, ...]` and scanned.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,9 +23,19 @@ from lwm_core import distributed
 from lwm_core.attention import attend
 from lwm_core.cache import cache_specs, remember, reserve
 from lwm_core.collectives import copy_to_tp, gather, sum_over_tp
-from lwm_core.config import ModelConfig
+from lwm_core.config import LoraConfig, ModelConfig
 from lwm_core.execution import Execution
-from lwm_core.layers import linear, lookup, product, rms_norm, rope_tables, rotate, swiglu
+from lwm_core.layers import (
+    Adapted,
+    Weight,
+    linear,
+    lookup,
+    product,
+    rms_norm,
+    rope_tables,
+    rotate,
+    swiglu,
+)
 from lwm_core.ring import SAVED, gathered_attention
 from lwm_core.types import Array, KVCache, Places, Tokens
 
@@ -49,6 +59,11 @@ class Parameter:
 
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """The table of parameters by dotted name. Linear weights are `[out, in]`."""
+    return decoder(config) | adapters(config)
+
+
+def decoder(config: ModelConfig) -> dict[str, Parameter]:
+    """The table of a model without adapters."""
     count, hidden, inner = config.layers, config.hidden, config.intermediate
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     # Every product of a normalised input begins with a spread of one, in models of any width.
@@ -93,6 +108,32 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
     return table
 
 
+def adapters(config: ModelConfig) -> dict[str, Parameter]:
+    """The table of the adapters: of each matrix the factors `_a [L, r, in]` and `_b [L, out, r]`.
+
+    They begin with a product of zero. The names of their files are those of the library PEFT.
+    """
+    if config.lora is None:
+        return {}
+    base, rank = decoder(config), config.lora.rank
+    table = {}
+    for matrix in config.lora.matrices:
+        weight = base[f"layers.{matrix}"]
+        (count, outputs, inputs), (layers, out_axis, in_axis) = weight.shape, weight.axes
+        file = f"base_model.model.{weight.hf_name.removesuffix('weight')}"
+        # A's spread is that of PEFT's own: uniform within 1 / sqrt(in).
+        table[f"layers.{matrix}_a"] = Parameter(
+            (count, rank, inputs),
+            (layers, "rank", in_axis),
+            (3 * inputs) ** -0.5,
+            f"{file}lora_A.weight",
+        )
+        table[f"layers.{matrix}_b"] = Parameter(
+            (count, outputs, rank), (layers, out_axis, "rank"), 0.0, f"{file}lora_B.weight"
+        )
+    return table
+
+
 def nest(flat: dict[str, Any]) -> Params:
     """Dotted names to the nested tree that the model takes."""
     tree: Params = {}
@@ -117,8 +158,12 @@ def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh float32 weights: normal with each tensor's spread, norms at one."""
-    table = parameters(config)
+    """Fresh float32 weights of a whole model."""
+    return draw(parameters(config), key)
+
+
+def draw(table: Mapping[str, Parameter], key: jax.Array) -> Params:
+    """Fresh float32 weights of a table: normal with each tensor's spread, norms at one."""
     keys = jax.random.split(key, len(table))
     return nest(
         {
@@ -220,11 +265,9 @@ def hidden_states(
     rope = rope_tables(tokens.positions, config.head_dim, config.rope_theta)
     layer_specs = {name: PartitionSpec(*spec[1:]) for name, spec in cut["layers"].items()}
     block: Callable = partial(_block, config, how, layer_specs, rope, tokens.places, shared)
-    # XLA's CPU backend copies the stacked weights in every step of a loop; unrolled it does not.
-    unroll = config.layers if how.platform == "cpu" else 1
     norm = gather(params["norm"], cut["norm"], how.dtype)
     if cache is None:
-        x = _through_layers(block, params["layers"], x.astype(how.dtype), how, unroll)
+        x = _through_layers(block, params["layers"], x.astype(how.dtype), how)
         return rms_norm(x, norm, config.norm_eps), None
 
     def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
@@ -233,6 +276,8 @@ def hidden_states(
 
     layers = (jnp.arange(config.layers), params["layers"])
     begun = x.astype(how.dtype), reserve(cache, tokens.places, shared=shared)
+    # XLA's CPU backend copies the stacked weights in every step of a loop; unrolled it does not.
+    unroll = config.layers if how.platform == "cpu" else 1
     (x, filled), _ = lax.scan(step, begun, layers, unroll=unroll)
     more = tokens.ids.shape[1] * (how.ways if shared else 1)
     return rms_norm(x, norm, config.norm_eps), filled.replace(length=cache.length + more)
@@ -269,22 +314,22 @@ def _embed(table: jax.Array, config: ModelConfig, ids: Array) -> jax.Array:
     return sum_over_tp(jnp.where(inside[..., None], rows, 0))
 
 
-def _through_layers(
-    block: Callable, layers: Params, x: jax.Array, how: Execution, unroll: int
-) -> jax.Array:
-    """`x` through all layers, of which the backward pass keeps what `how.remat` says."""
+def _through_layers(block: Callable, layers: Params, x: jax.Array, how: Execution) -> jax.Array:
+    """`x` through all layers, of which the backward pass keeps what `how.remat` says.
+
+    It is a loop on a CPU too: unrolled, XLA would see there what is made again, and keep it all.
+    """
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return block(layer, x)[0], None
 
     if how.remat == "none":
-        return lax.scan(step, x, layers, unroll=unroll)[0]
+        return lax.scan(step, x, layers)[0]
     keep_attention = jax.checkpoint_policies.save_only_these_names(SAVED)
-    # Only what a loop has unrolled could be taken for computed already.
-    rematerialised = partial(jax.checkpoint, prevent_cse=unroll > 1)
+    rematerialised = partial(jax.checkpoint, prevent_cse=False)
     step = rematerialised(step, policy=keep_attention if how.remat == "attention" else None)
     if how.remat != "full":
-        return lax.scan(step, x, layers, unroll=unroll)[0]
+        return lax.scan(step, x, layers)[0]
     count = jax.tree.leaves(layers)[0].shape[0]
     groups = min(
         (n for n in range(1, count + 1) if count % n == 0), key=lambda n: abs(n * n - count)
@@ -292,9 +337,9 @@ def _through_layers(
     grouped = jax.tree.map(lambda w: w.reshape(groups, -1, *w.shape[1:]), layers)
 
     def several(x: jax.Array, layers: Params) -> tuple[jax.Array, None]:
-        return lax.scan(step, x, layers, unroll=unroll)
+        return lax.scan(step, x, layers)
 
-    return lax.scan(rematerialised(several), x, grouped, unroll=unroll)[0]
+    return lax.scan(rematerialised(several), x, grouped)[0]
 
 
 def _block(
@@ -311,6 +356,7 @@ def _block(
 ) -> tuple[jax.Array, KVCache | None]:
     """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input."""
     layer = {name: gather(weight, cut[name], how.dtype) for name, weight in layer.items()}
+    layer |= _adapted(layer, cut, config.lora)
     with jax.named_scope("attention"):
         h = copy_to_tp(rms_norm(x, layer["attention_norm"], config.norm_eps))
 
@@ -330,6 +376,24 @@ def _block(
     with jax.named_scope("feed_forward"):
         h = copy_to_tp(rms_norm(x, layer["mlp_norm"], config.norm_eps))
         return x + sum_over_tp(swiglu(h, layer["w_gate"], layer["w_up"], layer["w_down"])), cache
+
+
+def _adapted(
+    layer: Params, cut: dict[str, PartitionSpec], lora: LoraConfig | None
+) -> dict[str, Weight]:
+    """The matrices of a layer that have adapters, together with them."""
+    if lora is None:
+        return {}
+
+    def factor(name: str) -> jax.Array:
+        # The devices of tp have parts of one factor. The other they all use, each for its part.
+        is_cut = any("tp" in (axes or ()) for axes in cut[name])
+        return layer[name] if is_cut else copy_to_tp(layer[name])
+
+    return {
+        matrix: Adapted(layer[matrix], factor(f"{matrix}_a"), lora.scale * factor(f"{matrix}_b"))
+        for matrix in lora.matrices
+    }
 
 
 def to_numpy(params: Params) -> dict[str, np.ndarray]:

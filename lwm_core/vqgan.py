@@ -6,7 +6,10 @@ in row-major order. A clip is a batch of frames.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -228,6 +231,33 @@ def to_unit(pixels: np.ndarray) -> np.ndarray:
 def to_bytes(pixels: jax.Array) -> np.ndarray:
     """Pixels in [-1, 1] to uint8, truncated as the original does."""
     return ((np.asarray(pixels) + 1.0) * 127.5).astype(np.uint8)
+
+
+def quick_encoder(model: VQGAN) -> Callable[[np.ndarray], jax.Array]:
+    """`model.encode`, compiled over its bare arrays.
+
+    Walking through the modules in every call would cost more than a small VQGAN does.
+    """
+    graph, state = nnx.split(model)
+    arrays, structure = jax.tree.flatten(state)
+
+    @jax.jit
+    def encode(arrays: list[jax.Array], pixels: jax.Array) -> jax.Array:
+        return nnx.merge(graph, jax.tree.unflatten(structure, arrays)).encode(pixels)
+
+    return partial(encode, arrays)
+
+
+def fingerprint(model: VQGAN) -> str:
+    """A short name for the codes that a model gives: of its sizes, encoder and codebook.
+
+    Where it is the same, so are the codes of a picture; how they are drawn again does not matter.
+    """
+    state = hashlib.sha256(json.dumps(model.config.to_json()).encode())
+    for name, tensor in sorted(to_tensors(model).items()):
+        if name.startswith(("encoder.", "quant_conv.", "codebook")):
+            state.update(name.encode() + tensor.tobytes())
+    return state.hexdigest()[:16]
 
 
 encode: Callable[[VQGAN, Array], jax.Array] = nnx.jit(lambda model, pixels: model.encode(pixels))

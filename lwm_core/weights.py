@@ -7,7 +7,7 @@ the same for all of them and need little more memory than one tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -57,13 +57,15 @@ def read_stacked(
     config: ModelConfig,
     dtype: np.dtype | None = None,
     on_tensor: Callable[[int, int], None] | None = None,
+    names: Container[str] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """All parameters in the order of the table, layers stacked `[L, ...]`.
+    """All parameters in the order of the table, or those of some names; layers stacked `[L, ...]`.
 
     In `dtype`, or in that of the weights. `on_tensor(done, total)` is called after each. Raises
     FormatError for damaged weights.
     """
-    table = parameters(config)
+    every = parameters(config).items()
+    table = {name: one for name, one in every if names is None or name in names}
     for done, (name, parameter) in enumerate(table.items(), start=1):
         yield name, _stacked(weights, name, parameter, dtype or np.dtype(weights.dtype))
         if on_tensor:

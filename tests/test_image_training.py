@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from lwm_core import vqgan
 from lwm_core.config import VQConfig
 from lwm_core.train import image, read_recipe
 from lwm_core.train.drawing import Drawings, drawing_step
-from lwm_core.train.image import Pictures, image_loss, image_step, initial_state
+from lwm_core.train.image import ImageState, Pictures, image_loss, image_step, initial_state
 from lwm_core.train.image_job import ImageJob
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
 
@@ -115,6 +117,31 @@ def test_a_drawing_step_teaches_the_decoder_alone() -> None:
         if not jax.tree.all(jax.tree.map(np.array_equal, weights, before.params["model"][name]))
     }
     assert learned == {"decoder", "post_quant_conv"}
+
+
+def test_a_step_that_is_skipped_changes_nothing() -> None:
+    """Neither weights nor moments, nor the codebook and the averages behind it."""
+    optimizer = make_optimizer(OptimizerConfig(), 10)
+    state = initial_state(SMALL, optimizer, optimizer, seed=3)
+    batch, patches = pictures(2), np.arange(128).reshape(2, 64)
+    lost = np.full_like(batch.pixels, np.nan)
+    learn = jax.jit(lambda state, batch: image_step(GRAPH, optimizer, 0, 5, state, batch))
+    draw = jax.jit(lambda state, batch: drawing_step(GRAPH, optimizer, state, batch))
+    for step, good, bad in (
+        (learn, batch, batch._replace(wanted=lost)),  # its latents are well
+        (draw, Drawings(batch.pixels, patches), Drawings(lost, patches)),
+    ):
+        state, metrics = step(state, good)
+        assert not metrics["skipped"]
+        after, metrics = step(state, bad)
+        assert metrics["skipped"]
+        assert int(after.step) == int(state.step) + 1
+        jax.tree.map(np.testing.assert_array_equal, learned(after), learned(state))
+
+
+def learned(state: ImageState) -> tuple[Any, ...]:
+    moments = state.moments.moments, state.drawing_moments.moments
+    return state.params, *moments, state.counts, state.sums
 
 
 def test_the_last_steps_are_of_drawing() -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from clockwork import TICKING, Clockwork, wound_up
 from originals import stored
 from recipes import IMAGE, TEXT, changed
 
@@ -22,17 +23,18 @@ from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError, FormatError, OutputError, TrainingError, UsageError
 from lwm_core.load import load_model
 from lwm_core.tokenizer import Tokenizer
-from lwm_core.train import TrainEvent, language_job, loop, train
+from lwm_core.train import TrainEvent, start, train
+from lwm_core.train import metrics as metrics_file
 from lwm_core.train.language import fresh_params
 
-texts = functools.cache(language_job._texts)
+texts = functools.cache(start._texts)
 """What tokenizers are trained on, which takes longer than to train one: made once for all tests."""
 
 
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A recipe of four steps in two stages, on a little prose of its own."""
-    monkeypatch.setattr(language_job, "_texts", texts)
+    monkeypatch.setattr(start, "_texts", texts)
     prose = "".join(f"The house number {n} stood at the sea. " for n in range(40))
     (tmp_path / "prose.txt").write_text(prose)
     return {**TEXT, "prose": [str(tmp_path / "prose.txt")]}
@@ -54,6 +56,10 @@ def run(whole: tuple[Path, list[TrainEvent]], tmp_path: Path) -> Path:
 
 def metrics(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def rounds(output: Path) -> list[int]:
+    return sorted(int(place.name) for place in (output / "samples").iterdir())
 
 
 def test_an_image_tokenizer(whole: tuple[Path, list[TrainEvent]]) -> None:
@@ -141,20 +147,18 @@ def test_lines_of_metrics_survive_being_killed_at_once(
 
     monkeypatch.setattr(atomic.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        loop._rewind(run / "metrics.jsonl", 1)
+        metrics_file.rewind(run / "metrics.jsonl", 1)
     assert metrics(run) == before
 
 
 def test_a_run_that_can_not_begin_leaves_nothing(text: dict[str, Any], tmp_path: Path) -> None:
     run, missing = tmp_path / "run", str(tmp_path / "none")
-    with pytest.raises(UsageError, match="no checkpoint to go on from"):
-        next(train(text, output=run, resume=True))
     with pytest.raises(ConfigError, match=r"image_tokenizer: .*none holds no vqgan/ folder"):
         next(train({**text, "image_tokenizer": missing}, output=run))
     assert not run.exists()
     with pytest.raises(TrainingError, match="Vocabulary size too high"):
         next(train({**text, "tokenizer": 200_000}, output=run))
-    assert not list(run.iterdir())
+    assert not run.exists()
 
 
 def test_killed_before_the_first_checkpoint_leaves_nothing(
@@ -166,6 +170,32 @@ def test_killed_before_the_first_checkpoint_leaves_nothing(
         assert next(begun) == TrainEvent("start", 0, 4)
         begun.close()
         assert Tokenizer.load(tmp_path / "run/tokenizer.model").vocab_size == size
+
+
+def test_one_command_begins_and_goes_on(clockwork: Clockwork, tmp_path: Path) -> None:
+    """As schedulers give it: where nothing was saved yet to go on from, the run begins."""
+    run = tmp_path / "run"
+    for killed_at, began_at in ((1, 0), (3, 0), (4, 2)):
+        events = train(TICKING, output=run, resume=True)
+        assert next(events) == TrainEvent("start", began_at, 4)
+        next(event for event in events if event.step == killed_at)
+        events.close()
+    assert [line["step"] for line in metrics(run)] == [1, 2, 3, 4]
+
+
+def test_samples_of_steps_that_are_taken_again_go(clockwork: Clockwork, tmp_path: Path) -> None:
+    """Those that a killed run or another one has left would be told as of this one."""
+    clockwork.sample_every = 1
+    run = tmp_path / "run"
+    list(train(TICKING, output=run))
+    (run / "samples/notes").mkdir()
+    shutil.rmtree(run / "checkpoints/4")
+    assert next(train(TICKING, output=run, resume=True)).step == 2
+    (run / "samples/notes").rmdir()
+    assert rounds(run) == [1, 2]
+    shutil.rmtree(run / "checkpoints")
+    assert next(train(TICKING, output=run)).step == 0
+    assert rounds(run) == []
 
 
 @pytest.mark.parametrize(
@@ -209,61 +239,75 @@ def test_a_damaged_recipe_of_a_run(damaged: bytes, run: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-class Clockwork:
-    """A job whose clock goes by one in a step, by 100 when it is written, and never otherwise.
-
-    Its weights and one of its metrics are what they are told to be.
-    """
-
-    steps, save_every = 4, 2
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.values: dict[int, dict[str, float]] = {}
-        self.weights: dict[int, float] = {}
-        self.exports = 0
-
-    def initial_state(self) -> dict[str, jax.Array]:
-        return {"step": jnp.int32(0), "weight": jnp.zeros(2)}
-
-    def abstract_state(self) -> dict[str, jax.ShapeDtypeStruct]:
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            self.initial_state(),
-        )
-
-    def batch(self, index: int) -> int:
-        return index
-
-    def step(self, state: dict[str, jax.Array], batch: int) -> tuple[dict, dict]:
-        self.now += 1
-        step = batch + 1
-        weight = jnp.array([0.0, self.weights.get(step, 0.0)])
-        metrics = {"loss": 1.0, "gradient_norm": 2.0, **self.values.get(step, {})}
-        return {"step": jnp.int32(step), "weight": weight}, metrics
-
-    def size(self, batch: int) -> tuple[str, int]:
-        return "things", 6
-
-    def export(self, state: dict[str, jax.Array], directory: Path) -> None:
-        self.now += 100
-        self.exports += 1
-
-
 @pytest.fixture
 def clockwork(monkeypatch: pytest.MonkeyPatch) -> Clockwork:
     """What is trained instead, by any recipe."""
-    job = Clockwork()
-    monkeypatch.setattr(loop, "make_job", lambda recipe, output, mesh, begins: job)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: job.now))
-    return job
+    return wound_up(monkeypatch)
 
 
 def test_writing_is_not_charged_to_a_step(clockwork: Clockwork, tmp_path: Path) -> None:
-    list(train(IMAGE, output=tmp_path / "run"))
+    clockwork.evaluate_every = 1
+    list(train({**TICKING, "export_every": 2}, output=tmp_path / "run"))
     assert clockwork.exports == 2
-    assert [line["things_per_second"] for line in metrics(tmp_path / "run")] == [6.0] * 4
+    lines = [line for line in metrics(tmp_path / "run") if "loss" in line]
+    assert [line["things_per_second"] for line in lines] == [6.0] * 4
+    assert [line["seconds"] for line in lines] == [1.0] * 4
+    assert all(line["memory"] > 1e6 and "mfu" not in line for line in lines)
+
+
+def test_the_share_of_a_known_peak(
+    clockwork: Clockwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_file, "_peak_flops", lambda: 2e10)
+    list(train(TICKING, output=tmp_path / "run"))
+    assert [line["mfu"] for line in metrics(tmp_path / "run")] == [0.25] * 4
+
+
+def test_flops_of_a_small_model() -> None:
+    """By hand: 2 a product, two layers, a head, and the pairs that see each other."""
+    config = ModelConfig(
+        text_vocab=11, hidden=8, intermediate=12, layers=2, heads=2, kv_heads=1, head_dim=4,
+        max_length=16,
+    )  # fmt: skip
+    rows, length = 3, 16
+    layer = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 12
+    products = 2 * rows * length * (2 * layer + 8 * 11)
+    pairs = rows * length * (length + 1) // 2
+    attention = 2 * 2 * pairs * (2 * 8)
+    assert metrics_file.model_flops(config, rows, length) == 3 * (products + attention)
+
+
+def test_what_is_done_between_steps(clockwork: Clockwork, tmp_path: Path) -> None:
+    clockwork.evaluate_every, clockwork.sample_every = 3, 2
+    events = list(train(TICKING, output=tmp_path / "run"))
+    assert [(event.kind, event.step) for event in events if event.kind != "checkpoint"] == [
+        ("start", 0), ("step", 1), ("step", 2), ("sample", 2), ("step", 3), ("evaluation", 3),
+        ("step", 4), ("sample", 4), ("done", 4),
+    ]  # fmt: skip
+    assert metrics(tmp_path / "run")[3] == {"step": 3, "evaluation_loss": 3.0}
+    assert rounds(tmp_path / "run") == [2, 4]
+
+
+def test_what_is_kept_and_exported(clockwork: Clockwork, tmp_path: Path) -> None:
+    clockwork.steps = 10
+    habits = {"save_every": 1, "keep": 2, "keep_every": 4, "export_every": 5}
+    events = list(train({**TICKING, **habits}, output=tmp_path / "run"))
+    kept = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
+    assert kept == {"4", "8", "9", "10"}
+    assert clockwork.exports == 2
+    assert [event.step for event in events if event.kind == "checkpoint"] == [*range(1, 11)]
+
+
+@pytest.mark.parametrize("kind", ["step", "evaluation", "sample"])
+def test_the_model_on_demand(kind: str, clockwork: Clockwork, tmp_path: Path) -> None:
+    """Asked for after a step, or while more is done after it; checkpoints alone write none."""
+    clockwork.evaluate_every = clockwork.sample_every = 1
+    for event in train({**TICKING, "save_every": 1}, output=tmp_path / "run"):
+        if (event.kind, event.step) == (kind, 1):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if event.kind == "step":
+            assert clockwork.exports == int(event.step > 1)
+    assert clockwork.exports == 2
 
 
 def test_killed_before_its_model_was_written(run: Path) -> None:
@@ -281,18 +325,30 @@ def test_a_metric_that_is_lost_ends_the_run(
 ) -> None:
     clockwork.values[3] = {name: value}
     with pytest.raises(TrainingError, match=f"step 3: {name} is no .* --resume from step 2"):
-        list(train(IMAGE, output=tmp_path / "run"))
+        list(train(TICKING, output=tmp_path / "run"))
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+
+
+def test_skipped_steps_in_a_row_end_the_run(clockwork: Clockwork, tmp_path: Path) -> None:
+    """Not those with a good one between them; what is no number is not written."""
+    clockwork.steps = 8
+    skipped = {"skipped": 1.0, "loss": float("nan")}
+    clockwork.values = {step: skipped for step in (1, 2, 4, 5, 6)}
+    with pytest.raises(TrainingError, match=r"step 6: 3 steps in a row .* --resume from step 4"):
+        list(train({**TICKING, "max_skipped": 3}, output=tmp_path / "run"))
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert ["loss" in line for line in lines] == [False, False, True, False, False]
 
 
 def test_weights_that_are_lost_are_not_saved(clockwork: Clockwork, tmp_path: Path) -> None:
     """Though the metrics, which are of the weights before the step, are still well."""
     clockwork.weights[4] = float("nan")
     with pytest.raises(TrainingError, match=r"step 4: a weight is no .* --resume from step 2"):
-        list(train(IMAGE, output=tmp_path / "run"))
-    assert clockwork.exports == 1
+        list(train(TICKING, output=tmp_path / "run"))
+    assert clockwork.exports == 0
     clockwork.weights.clear()
-    assert next(train(IMAGE, output=tmp_path / "run", resume=True)).step == 2
+    assert next(train(TICKING, output=tmp_path / "run", resume=True)).step == 2
 
 
 @pytest.mark.parametrize("kind", ["see", "make"])
@@ -326,8 +382,6 @@ def test_goes_on_with_another_image_tokenizer(tiny_model: Path, tmp_path: Path, 
         image = vqgan.create(dataclasses.replace(config, codes=codes), seed=7)
         with checkpoint.new_directory(tmp_path / name, force=False) as folder:
             checkpoint.write_vqgan(folder / checkpoint.VQGAN, image)
-    list(train(text, output=tmp_path / "words"))
-    (tmp_path / "words/model").rename(tmp_path / "text")
     stage = {**text["stages"][0], "length": 512, "steps": 1, "mix": {"see": 1}}
     recipe = {**text, "start_from": str(tiny_model), "stages": [stage]}
     del recipe["model"]
@@ -335,20 +389,40 @@ def test_goes_on_with_another_image_tokenizer(tiny_model: Path, tmp_path: Path, 
     list(train(recipe, output=tmp_path / "run"))
     made = checkpoint.read_vqgan(tmp_path / "run/model")
     assert np.array_equal(made.codebook[...], vqgan.create(config, seed=7).codebook[...])
-    text_only = {**recipe, "start_from": str(tmp_path / "text"), "stages": text["stages"]}
-    with pytest.raises(ConfigError, match=r"same does not fit .*text: .* no ids"):
-        list(train(text_only, output=tmp_path / "other"))
     recipe["image_tokenizer"] = str(tmp_path / "more")
     with pytest.raises(ConfigError, match=r"image_tokenizer: .*more does not fit"):
         list(train(recipe, output=tmp_path / "other"))
 
 
+def test_a_text_model_learns_to_see(tiny_model: Path, tmp_path: Path, text: Any) -> None:
+    """It gets ids for pictures and a longer context; what it knew stays as it was."""
+    list(train(text, output=tmp_path / "words"))
+    words = tmp_path / "words/model"
+    recipe = {
+        **text,
+        "start_from": str(words),
+        "image_tokenizer": str(tiny_model),
+        "extend": {"max_length": 1024, "rope_theta": 5e4},
+        "stages": [{**text["stages"][0], "length": 512, "steps": 1, "mix": {"see": 1}}],
+        "optimizer": {"rate": 1e-9, "end_rate": 1e-9, "warmup": 0},
+    }
+    del recipe["model"]
+    list(train(recipe, output=tmp_path / "run"))
+    before, after = (checkpoint.read_config(path) for path in (words, tmp_path / "run/model"))
+    image = checkpoint.read_vqgan(tiny_model).config
+    assert (after.max_length, after.rope_theta) == (1024, 5e4)
+    assert (after.text_vocab, after.vision_codes) == (before.vocab, image.codes)
+    rows = stored(tmp_path / "run/model")["embed"]
+    np.testing.assert_allclose(rows[: before.vocab], stored(words)["embed"], atol=1e-6)
+    assert rows[before.vocab :].std() == pytest.approx(stored(words)["embed"].std(), rel=0.1)
+
+
 def test_metrics_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "run/metrics.jsonl").mkdir(parents=True)
-    with pytest.raises(OutputError, match="can't be written"):
+    with pytest.raises(OutputError, match=r"can't write .*/run/metrics\.jsonl: Is a directory"):
         next(train(IMAGE, output=tmp_path / "run"))
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="can't be written"):
+    with pytest.raises(OutputError, match=r"can't write .*/file/run: Not a directory"):
         next(train(IMAGE, output=tmp_path / "file/run"))
 
 

@@ -46,6 +46,7 @@ def drawing_step(
     (loss, error), gradients = jax.value_and_grad(loss_of, has_aux=True)(drawing)
     updates, moments = optimizer.update(gradients, state.drawing_moments, drawing)
     learned = state.params["model"] | optax.apply_updates(drawing, updates)
-    metrics = {"error": error, "loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+    norm = optax.tree.norm(gradients)
+    metrics = {"error": error, "loss": loss, "gradient_norm": norm, "skipped": moments.skipped}
     params = state.params | {"model": learned}
     return state.replace(step=state.step + 1, params=params, drawing_moments=moments), metrics

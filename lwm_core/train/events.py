@@ -1,4 +1,4 @@
-"""What training reports: an event at the start, one a step, for each checkpoint, at the end."""
+"""What training reports: its start, each step, what is measured or written on the way, its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 class TrainEvent:
     """`kind` at `step` of `total`; metrics are numbers by name, `path` what was written."""
 
-    kind: Literal["start", "step", "checkpoint", "done"]
+    kind: Literal["start", "step", "evaluation", "sample", "checkpoint", "done"]
     step: int
     total: int
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -163,7 +163,7 @@ def image_step(
     state: ImageState,
     batch: Pictures,
 ) -> tuple[ImageState, dict[str, jax.Array]]:
-    """One update from a batch; the next state and metrics.
+    """One update from a batch; the next state and metrics. A skipped one moves no codebook either.
 
     The share of pictures that bypass the codebook falls from one to none over `free_steps`.
     """
@@ -176,10 +176,13 @@ def image_step(
     (loss, (metrics, latents, codes)), gradients = loss_of(state.params)
     updates, moments = optimizer.update(gradients, state.moments, state.params)
     params = optax.apply_updates(state.params, updates)
-    counts, sums, codebook = move_codebook(state, latents, codes, key)
+    averages = move_codebook(state, latents, codes, key)
+    before = state.counts, state.sums, state.params["model"]["codebook"]
+    counts, sums, params["model"]["codebook"] = (
+        jnp.where(moments.skipped, old, new) for old, new in zip(before, averages, strict=True)
+    )
     used = (jax.ops.segment_max(jnp.ones_like(codes), codes, counts.shape[0]) > 0).mean()
     norm = optax.tree.norm(gradients)
-    metrics |= {"loss": loss, "codes_used": used, "gradient_norm": norm}
-    params["model"]["codebook"] = codebook
+    metrics |= {"loss": loss, "codes_used": used, "gradient_norm": norm, "skipped": moments.skipped}
     new = {"params": params, "moments": moments, "counts": counts, "sums": sums}
     return state.replace(step=state.step + 1, **new), metrics

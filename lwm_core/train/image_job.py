@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,11 @@ class ImageJob:
     shades of red (the idea of denoising autoencoders, Vincent et al. 2008).
     """
 
+    evaluate_every = sample_every = 0
+
     def __init__(self, recipe: ImageRecipe, device: jax.Device):
         self._place = jax.sharding.SingleDeviceSharding(device)
-        self.recipe, self.steps, self.save_every = recipe, recipe.steps, recipe.save_every
+        self.recipe, self.steps = recipe, recipe.steps
         self._drawing_from = recipe.steps - recipe.drawing_steps
         optimizer = make_optimizer(recipe.optimizer, self._drawing_from)
         drawing_optimizer = make_optimizer(recipe.optimizer, max(1, recipe.drawing_steps))
@@ -59,7 +63,14 @@ class ImageJob:
             return self._drawing_step(state, batch)
         return self._step(state, batch)
 
+    def batches(
+        self, first: int, cursors: Sequence[dict[str, Any]]
+    ) -> Iterator[tuple[Pictures | Drawings, dict[str, Any]]]:
+        for index in count(first):
+            yield self.batch(index), {}
+
     def batch(self, index: int) -> Pictures | Drawings:
+        """Batch number `index`: a function of the recipe and the number alone."""
         rng = np.random.default_rng((self.recipe.seed, index))
         return self._pictures(rng) if index < self._drawing_from else self._drawings(rng)
 
@@ -91,6 +102,18 @@ class ImageJob:
 
     def size(self, batch: Pictures | Drawings) -> tuple[str, int]:
         return "pictures", len(batch.pixels)
+
+    def flops(self, batch: Pictures | Drawings) -> float:
+        return 0.0
+
+    def evaluate(self, state: Any) -> dict[str, float]:
+        return {}
+
+    def samples(self, state: Any, folder: Path, step: int) -> None:
+        """There are none: what it makes of pictures is seen in a model that uses it."""
+
+    def fingerprint(self) -> dict[str, str]:
+        return {}
 
     def export(self, state: Any, directory: Path) -> None:
         model = nnx.merge(self._graph, state.params["model"])

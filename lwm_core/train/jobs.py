@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,10 +16,15 @@ from lwm_core.train.recipe import ImageRecipe, LanguageRecipe
 
 
 class Job(Protocol):
-    """One training: batches by number, a step that takes its state, and what comes out."""
+    """One training: its batches, a step that takes its state, and what comes out.
+
+    After every `evaluate_every` steps it evaluates, after every `sample_every` it writes samples
+    (0: never).
+    """
 
     steps: int
-    save_every: int
+    evaluate_every: int
+    sample_every: int
 
     def initial_state(self) -> Any:
         """State before the first step."""
@@ -26,17 +32,36 @@ class Job(Protocol):
     def abstract_state(self) -> Any:
         """Shapes, dtypes and places of a state, without making it."""
 
-    def batch(self, index: int) -> Any:
-        """Batch number `index`: a function of the recipe and the number alone."""
+    def batches(self, first: int, cursors: Sequence[dict]) -> Iterator[tuple[Any, dict]]:
+        """Batches from number `first` on, each with this process's place in the data after it.
 
-    def step(self, state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array]]:
-        """One update; the state that goes in is used up."""
+        `cursors` are such places, as JSON, of all the processes that made the batch before `first`,
+        which need not be as many as there are now; none at the beginning.
+        """
+
+    def step(self, state: Any, batch: Any) -> tuple[Any, dict[str, Any]]:
+        """One update, and metrics by name; the state that goes in is used up.
+
+        A metric `skipped` of 1 says that the state is as it was, for the update was no good.
+        """
 
     def size(self, batch: Any) -> tuple[str, int]:
         """What a batch counts, and how many of it: pictures or tokens."""
 
+    def flops(self, batch: Any) -> float:
+        """FLOPs that the model needs for a step, 0 where nobody counts them."""
+
+    def evaluate(self, state: Any) -> dict[str, float]:
+        """Metrics by name, of data that is not learned from."""
+
+    def samples(self, state: Any, folder: Path, step: int) -> None:
+        """Write into a folder what the model makes after `step` steps."""
+
     def export(self, state: Any, directory: Path) -> None:
         """Write what has been learned so far; it is there when this returns."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """What all processes must have alike beside the recipe, such as their data, by name."""
 
 
 def make_job(recipe: ImageRecipe | LanguageRecipe, output: Path, mesh: str, *, begins: bool) -> Job:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,23 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from lwm_core import transformer
 from lwm_core.collectives import DATA_AXES, sum_over
 from lwm_core.config import ModelConfig
+from lwm_core.errors import ConfigError
 from lwm_core.execution import Execution
 from lwm_core.ring import zigzag
-from lwm_core.train.loss import token_losses
-from lwm_core.transformer import Params, head_of, hidden_states, shardings, specs
+from lwm_core.train.loss import balance, token_losses
+from lwm_core.train.optimizer import EVERYTHING, LanguageOptimizerConfig
+from lwm_core.transformer import Params, flatten, head_of, hidden_states, nest, shardings, specs
 from lwm_core.types import Batch
 
+Metrics = dict[str, jax.Array]
+"""Float32 scalars by name."""
+DEFAULTS = LanguageOptimizerConfig()
 LANES = 128
 """Tokens that make a whole block for the kernels of TPUs, at least."""
 
 
 class LanguageState(struct.PyTreeNode):
-    """Weights and optimizer moments after `step` updates."""
+    """Weights after `step` updates, and the optimizer's moments of those that learn."""
 
     step: jax.Array
     params: Params
@@ -54,27 +62,98 @@ def fresh_params(config: ModelConfig, seed: int, codebook: np.ndarray | None = N
 
 
 def language_loss(
-    params: Params, config: ModelConfig, batch: Batch, how: Execution
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+    params: Params,
+    config: ModelConfig,
+    batch: Batch,
+    how: Execution,
+    settings: LanguageOptimizerConfig = DEFAULTS,
+) -> tuple[jax.Array, Metrics]:
     """Half the mean text loss plus half the mean vision loss, as in the original.
 
     Each mean is over the targets' weights; without vision targets (or text) it is the other alone.
     Of one device's arrays, inside `how.spread`: the loss is this device's share, to be
-    differentiated, the metrics are those of all.
+    differentiated, the metrics are those of all. What z_loss adds is in the loss only. Rows go
+    forward in as many parts as the settings say, as those of a step do.
+    """
+    balanced, kinds = balance(config, batch, settings.average)
+    one_part = partial(_weighted_sums, params, config, how, settings.z_loss)
+    loss, sums = _summed(one_part, balanced, settings.accumulate)
+    return loss / kinds, _metrics(config, batch, kinds, sums)
+
+
+def _summed(one_part: Callable[[Batch], tuple], batch: Batch, parts: int) -> tuple:
+    """What a function gives of so many parts of a device's rows, summed up one after another.
+
+    Raises ConfigError where the parts don't divide the rows.
+    """
+    rows, length = batch.inputs.shape
+    if rows % parts:
+        raise ConfigError(f"accumulate is {parts}, which does not divide a device's {rows} rows")
+    if parts == 1:
+        return one_part(batch)
+    cut = jax.tree.map(lambda x: x.reshape(parts, rows // parts, length), batch)
+    first = jax.tree.map(lambda x: x[0], cut)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one_part, first))
+
+    def add(sums: tuple, part: Batch) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, sums, one_part(part)), None
+
+    return lax.scan(add, zeros, cut)[0]
+
+
+def _weighted_sums(
+    params: Params, config: ModelConfig, how: Execution, z_loss: float, batch: Batch
+) -> tuple[jax.Array, Metrics]:
+    """The losses of a batch times its weights, summed up over one device's targets.
+
+    Also, without z_loss, those of text and vision, and in how many targets the model is right.
     """
     hidden, _ = hidden_states(params, config, batch.tokens, how)
-    losses = token_losses(config, head_of(params, config, how), hidden, batch.targets)
+    losses, lse, right = token_losses(config, head_of(params, config, how), hidden, batch.targets)
     vision = batch.targets >= config.text_vocab
-    shares, present, metrics = [], [], {}
-    for name, mask in (("text_loss", ~vision), ("vision_loss", vision)):
+    sums = {}
+    for name, mask in (("text", ~vision), ("vision", vision)):
         weights = batch.weights * mask
-        total = sum_over(weights.sum(), *DATA_AXES)
-        share = (losses * weights).sum() / jnp.maximum(total, 1e-10)
-        metrics[name] = sum_over(share, *DATA_AXES)
-        shares.append(share)
-        present.append((total > 0).astype(jnp.float32))
-    kinds = jnp.maximum(sum(present), 1.0)
-    return sum(shares) / kinds, {"loss": sum(metrics.values()) / kinds, **metrics}
+        sums[f"{name}_loss"] = (losses * weights).sum()
+        sums[f"{name}_accuracy"] = (right * weights).sum()
+    return ((losses + z_loss * jnp.square(lse)) * batch.weights).sum(), sums
+
+
+def _metrics(config: ModelConfig, batch: Batch, kinds: jax.Array, sums: Metrics) -> Metrics:
+    """The metrics of all devices, from the sums of one device's targets and its batch.
+
+    `tokens` are the targets that count, `text_tokens` and `vision_tokens` those of each kind.
+    """
+    counted, vision = batch.weights > 0, batch.targets >= config.text_vocab
+    chosen = {
+        "tokens": counted,
+        "text_tokens": counted & ~vision,
+        "vision_tokens": counted & vision,
+    }
+    local = {**sums, **{name: mask.sum().astype(jnp.float32) for name, mask in chosen.items()}}
+    together = sum_over(jnp.stack(list(local.values())), *DATA_AXES)  # one message for all
+    whole = dict(zip(local, together, strict=True))
+    return {"loss": (whole["text_loss"] + whole["vision_loss"]) / kinds, **whole}
+
+
+def language_metrics(
+    config: ModelConfig,
+    how: Execution,
+    params: Params,
+    batch: Batch,
+    settings: LanguageOptimizerConfig = DEFAULTS,
+) -> Metrics:
+    """What a model's losses on a batch are, with nothing learned from it.
+
+    It goes forward in parts, as that of `language_step` does: memory is needed for one. Raises
+    ConfigError as that does.
+    """
+
+    def local(params: Params, batch: Batch) -> Metrics:
+        return language_loss(params, config, batch, how, settings)[1]
+
+    cuts = specs(config, how), how.spec("rows", "sequence")
+    return how.spread(local, cuts, PartitionSpec())(params, batch)
 
 
 def language_step(
@@ -83,41 +162,101 @@ def language_step(
     how: Execution,
     state: LanguageState,
     batch: Batch,
-) -> tuple[LanguageState, dict[str, jax.Array]]:
-    """One update; returns the next state and metrics. The mesh must divide the batch `[B, T]`."""
+    settings: LanguageOptimizerConfig = DEFAULTS,
+) -> tuple[LanguageState, Metrics]:
+    """One update; returns the next state and metrics. The mesh must divide the batch `[B, T]`.
 
-    def local(params: Params, batch: Batch) -> tuple[Params, dict[str, jax.Array]]:
-        return jax.grad(partial(language_loss, config=config, batch=batch, how=how), has_aux=True)(
-            params
-        )
-
+    `optimizer` is one of `make_optimizer`: where it leaves out the step, weights and moments stay
+    what they were. Raises ConfigError when there are no tensors of the names that are to learn, or
+    when a device's rows can't be cut into as many parts as `settings` says.
+    """
     cut = specs(config, how)
-    run = how.spread(local, (cut, how.spec("rows", "sequence")), (cut, PartitionSpec()))
-    gradients, metrics = run(state.params, batch)
-    updates, moments = optimizer.update(gradients, state.moments, state.params)
-    params = optax.apply_updates(state.params, updates)
+    cut_learning, cut_fixed = parted(cut, settings.learns)
+    learning, fixed = parted(state.params, settings.learns)
+    local = partial(_local_gradients, config, how, settings)
+    run = how.spread(
+        local,
+        (cut_learning, cut_fixed, how.spec("rows", "sequence")),
+        (cut_learning, PartitionSpec()),
+    )
+    gradients, metrics = run(learning, fixed, batch)
+    updates, moments = optimizer.update(gradients, state.moments, learning)
+    params = joined(optax.apply_updates(learning, updates), fixed)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
+    metrics["learning_rate"] = moments.rate
+    metrics["skipped"] = moments.skipped.astype(jnp.float32)
     return LanguageState(state.step + 1, params, moments), metrics
 
 
+def _local_gradients(
+    config: ModelConfig,
+    how: Execution,
+    settings: LanguageOptimizerConfig,
+    learning: Params,
+    fixed: Params,
+    batch: Batch,
+) -> tuple[Params, Metrics]:
+    """Gradients of what learns, and metrics, of one device's rows; summed up part by part."""
+    balanced, kinds = balance(config, batch, settings.average)
+
+    def loss(learning: Params, part: Batch) -> tuple[jax.Array, Metrics]:
+        params = joined(learning, fixed)
+        loss, sums = _weighted_sums(params, config, how, settings.z_loss, part)
+        return loss / kinds, sums
+
+    one_part = partial(jax.grad(loss, has_aux=True), learning)
+    gradients, sums = _summed(one_part, balanced, settings.accumulate)
+    return gradients, _metrics(config, batch, kinds, sums)
+
+
+def parted(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:
+    """What has a dotted name that one of the patterns matches (as in a shell), and the rest.
+
+    Raises ConfigError for a pattern that matches nothing.
+    """
+    flat = flatten(params)
+    for pattern in patterns:
+        if not fnmatch.filter(flat, pattern):
+            known = ", ".join(flat)
+            raise ConfigError(f"learns: no tensor is named {pattern!r}; known are {known}")
+    chosen = {name for pattern in patterns for name in fnmatch.filter(flat, pattern)}
+    return (
+        nest({name: leaf for name, leaf in flat.items() if name in chosen}),
+        nest({name: leaf for name, leaf in flat.items() if name not in chosen}),
+    )
+
+
+def joined(learning: Params, fixed: Params) -> Params:
+    """The inverse of `parted`."""
+    return nest(flatten(learning) | flatten(fixed))
+
+
 def abstract_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, how: Execution
+    config: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    how: Execution,
+    learns: tuple[str, ...] = EVERYTHING,
 ) -> LanguageState:
-    """Shapes, dtypes and places of a state, without making it: moments lie with their weights."""
+    """Shapes, dtypes and places of a state, without making it: moments lie with their weights.
+
+    What learns is float32; the rest, which has no moments, is kept in the dtype of the computation.
+    """
 
     def fresh() -> LanguageState:
-        params = fresh_params(config, 0)
-        return LanguageState(jnp.int32(0), params, optimizer.init(params))
+        learning, fixed = parted(fresh_params(config, 0), learns)
+        fixed = jax.tree.map(lambda weight: weight.astype(how.dtype), fixed)
+        return LanguageState(jnp.int32(0), joined(learning, fixed), optimizer.init(learning))
 
     shapes = jax.eval_shape(fresh)
     everywhere = how.sharding(PartitionSpec())
     places = shardings(config, how)
     moments = optax.tree.map_params(
         optimizer,
-        lambda _, place: place,
+        lambda moment, place: moment if _is_masked(moment) else place,
         shapes.moments,
-        places,
+        parted(places, learns)[0],
         transform_non_params=lambda _: everywhere,
+        is_leaf=_is_masked,
     )
     lies = shapes.replace(step=everywhere, params=places, moments=moments)
     return jax.tree.map(
@@ -125,6 +264,11 @@ def abstract_state(
         shapes,
         lies,
     )
+
+
+def _is_masked(moment: Any) -> bool:
+    """Whether a part of an optimizer has no moments of a tensor, which is another's."""
+    return isinstance(moment, optax.MaskedNode)
 
 
 def lay_out(batch: Batch, ways: int) -> Batch:

@@ -1,26 +1,42 @@
-"""The loss of each token, by blocks: logits of the whole vocabulary exist for a few tokens only."""
+"""The loss of each token, by blocks: logits of the whole vocabulary exist for a few tokens only.
+
+And what each token counts in the loss of a batch.
+"""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lwm_core.collectives import sum_over
+from lwm_core.collectives import DATA_AXES, sum_over
 from lwm_core.config import ModelConfig
 from lwm_core.costs import LOSS_BLOCK
 from lwm_core.kernels.dense import MASKED
 from lwm_core.layers import in_blocks, out_of_blocks, product, product_gradients
-from lwm_core.types import Array
+from lwm_core.types import Array, Batch
+
+LEAST = 1e-10
+"""What weights that sum up to nothing are divided by, as in the original."""
+
+
+class TokenLosses(NamedTuple):
+    """Of each target, float32 `[B, T]`: its negative log-likelihood, and the log-sum-exp of the
+    logits that it was to be found among; 1 where it has the highest of them, otherwise 0."""
+
+    losses: jax.Array
+    lse: jax.Array
+    right: jax.Array
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def token_losses(
     config: ModelConfig, head: jax.Array, hidden: jax.Array, targets: Array
-) -> jax.Array:
-    """Negative log-likelihood of each target within its own modality, float32 `[B, T]`.
+) -> TokenLosses:
+    """How well each target is predicted within its own modality.
 
     A text target is predicted among the text ids, a vision target among the vision ids. `head` is
     `[V, D]`, or this device's part of it; `hidden` is `[B, T, D]`. Logits are made for LOSS_BLOCK
@@ -31,35 +47,40 @@ def token_losses(
 
 def _forward(
     config: ModelConfig, head: jax.Array, hidden: jax.Array, targets: Array
-) -> tuple[jax.Array, tuple]:
+) -> tuple[TokenLosses, tuple]:
     weights = head.astype(hidden.dtype)
 
-    def one_block(parts: tuple) -> tuple[jax.Array, jax.Array]:
+    def one_block(parts: tuple) -> TokenLosses:
         logits, is_target = _logits(config, weights, *parts)
-        lse = jax.nn.logsumexp(logits, axis=-1)
+        highest = logits.max(-1)
+        lse = highest + jnp.log(jnp.exp(logits - highest[:, None]).sum(-1))
         found = jnp.where(is_target, logits, 0.0).sum(-1)
         if _is_cut(config, head):
             lse = jax.nn.logsumexp(lax.all_gather(lse, "tp"), axis=0)
             found = sum_over(found, "tp")
-        return lse - found, lse
+            highest = lax.pmax(highest, "tp")
+        return TokenLosses(lse - found, lse, (found == highest).astype(jnp.float32))
 
-    losses, lse = lax.map(one_block, (in_blocks(hidden, LOSS_BLOCK), _blocks_of(targets)))
-    return out_of_blocks(losses, targets.shape), (head, hidden, targets, lse)
+    of_blocks = lax.map(one_block, (in_blocks(hidden, LOSS_BLOCK), _blocks_of(targets)))
+    out = jax.tree.map(lambda blocks: out_of_blocks(blocks, targets.shape), of_blocks)
+    return out, (head, hidden, targets, of_blocks.lse)
 
 
-def _backward(config: ModelConfig, saved: tuple, cotangent: jax.Array) -> tuple:
-    """Each logit's gradient is its share of the softmax, less one for the target."""
+def _backward(config: ModelConfig, saved: tuple, cotangents: TokenLosses) -> tuple:
+    """A logit's gradient is its share of the softmax; in a loss less one if it is the target's."""
     head, hidden, targets, lse = saved
     weights = head.astype(hidden.dtype)
 
     def one_block(d_head: jax.Array, parts: tuple) -> tuple[jax.Array, jax.Array]:
-        rows, ids, lse, d_losses = parts
+        rows, ids, lse, d_losses, d_lse = parts
         logits, is_target = _logits(config, weights, rows, ids)
-        d_logits = (jnp.exp(logits - lse[:, None]) - is_target) * d_losses[:, None]
+        softmax = jnp.exp(logits - lse[:, None])
+        d_logits = (softmax - is_target) * d_losses[:, None] + softmax * d_lse[:, None]
         d_rows, more = product_gradients(rows, weights, d_logits)
         return d_head + more, d_rows.astype(rows.dtype)
 
-    parts = in_blocks(hidden, LOSS_BLOCK), _blocks_of(targets), lse, _blocks_of(cotangent)
+    d_losses, d_lse, _ = map(_blocks_of, cotangents)
+    parts = in_blocks(hidden, LOSS_BLOCK), _blocks_of(targets), lse, d_losses, d_lse
     d_head, d_hidden = lax.scan(one_block, jnp.zeros(head.shape, jnp.float32), parts)
     d_hidden = out_of_blocks(d_hidden, hidden.shape)
     if _is_cut(config, head):
@@ -88,3 +109,33 @@ def _is_cut(config: ModelConfig, head: jax.Array) -> bool:
 
 def _blocks_of(numbers: Array) -> jax.Array:
     return in_blocks(jnp.asarray(numbers), LOSS_BLOCK, features=0)
+
+
+def balance(config: ModelConfig, batch: Batch, average: str) -> tuple[Batch, jax.Array]:
+    """A batch with weights that make sums means, and how many kinds of targets it has.
+
+    Times these weights the losses of all text targets together sum up to their mean, and those of
+    the vision targets to theirs: over all targets by their weights or, as in the original, over
+    `rows` by theirs, where a row without targets counts as 0.
+    """
+    vision = batch.targets >= config.text_vocab
+    shares, present = jnp.zeros_like(batch.weights), jnp.float32(0)
+    for mask in (~vision, vision):
+        weights = batch.weights * mask
+        total = sum_over(weights.sum(), *DATA_AXES)
+        if average == "rows":
+            shares += _shares_of_rows(weights)
+        else:
+            shares += weights / jnp.maximum(total, LEAST)
+        present += total > 0
+    return batch.replace(weights=shares), jnp.maximum(present, 1.0)
+
+
+def _shares_of_rows(weights: Array) -> jax.Array:
+    """What each target counts in the mean of the rows' means.
+
+    In the original any weight above 0 selects a target, and the sum of the weights divides.
+    """
+    rows = weights.shape[0] * lax.axis_size("dp") * lax.axis_size("fsdp")
+    totals = sum_over(weights.sum(-1, keepdims=True), "sp")
+    return jnp.where(weights > 0, 1 / (rows * jnp.maximum(totals, LEAST)), 0.0)
