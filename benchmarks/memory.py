@@ -1,8 +1,8 @@
 """How much memory large models take: `python -m benchmarks.memory [--folder DIR]`.
 
-A 7B model of random numbers in the original's format is converted to a model directory, and a
-model of 1.1B parameters is loaded, each in a process of its own, whose peak is measured. It needs
-28 GB of disk for a while.
+A 7B model of random numbers in the original's format is converted to a model directory, a model of
+1.1B parameters is loaded, and one of 58M takes a training step at 32768 tokens, each in a process
+of its own, whose peak is measured. It needs 28 GB of disk for a while.
 """
 
 from __future__ import annotations
@@ -44,6 +44,15 @@ import jax
 from lwm_core.load import load_model
 jax.block_until_ready(load_model(sys.argv[1], dtype=sys.argv[2]).params)
 """
+TRAIN = """
+import jax, jax.numpy as jnp
+from benchmarks.speed import SHAPE, training
+from lwm_core.execution import Execution
+from lwm_core.mesh import make_mesh
+from lwm_core.train.optimizer import OptimizerConfig
+how = Execution(make_mesh("dp=1", jax.devices()[:1]), jnp.dtype(sys.argv[1]))
+jax.block_until_ready(training(SHAPE, OptimizerConfig("adamw"), how, 1, int(sys.argv[2]))())
+"""
 NOTHING = "import jax; jax.devices()"
 
 
@@ -83,8 +92,15 @@ def main() -> None:
         folder = Path(name)
         idle, _ = measured(NOTHING)
         print(f"a program with jax alone: {idle / 1e9:.2f} GB")
+        _trained()
         _converted(folder)
         _loaded(folder)
+
+
+def _trained() -> None:
+    for dtype in ("float32", "bfloat16"):
+        peak, seconds = measured(TRAIN, dtype, "32768")
+        print(f"a step at 32768 tokens in {dtype}: peak {peak / 1e9:.2f} GB, {seconds:.0f} s")
 
 
 def _converted(folder: Path) -> None:

@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from lwm_cli import chat, convert, download, draw, film, needle, plan, see, train
+from lwm_cli import (
+    chat,
+    convert,
+    download,
+    draw,
+    film,
+    needle,
+    plan,
+    see,
+    tokenize,
+    train,
+)
 from lwm_cli.completions import without_rich
 from lwm_cli.failures import DONE, FAILED, INTERRUPTED, explain
 from lwm_cli.options import Debug
@@ -21,8 +32,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (chat, see, draw, film, needle, plan, train, convert, download):
-    runs_models = module not in (plan, convert, download)
+for module in (chat, see, draw, film, needle, plan, tokenize, train, convert, download):
+    runs_models = module not in (plan, tokenize, convert, download)
     run = with_others(module.run) if runs_models else module.run
     app.command(name=module.__name__.rpartition(".")[2])(run)
 
@@ -51,8 +62,8 @@ def _program(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `lwm` with these arguments (by default the command line's); returns the exit code.
 
-    0 done, 1 failed, 2 wrong usage, 130 interrupted. A failure is one line on standard error;
-    `--debug`, before or after the command, shows the traceback too.
+    0 done, 1 failed, 2 wrong usage, 130 interrupted, 143 ended by SIGTERM. A failure
+    is one line on standard error; `--debug`, before or after the command, shows the traceback too.
     """
     words = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     try:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 def run(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="The model: a name, a directory or a file.")
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="The model: a name, a directory or a file; or an adapter, to merge it.",
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="DST", help="The directory to write.")],
     to: Annotated[

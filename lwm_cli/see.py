@@ -19,9 +19,6 @@ from lwm_cli.ui import Screen
 if TYPE_CHECKING:
     from lwm_core.media import Clip
 
-ABOUT_A_PICTURE = "What is in the picture?"
-ABOUT_A_CLIP = "What happens?"
-
 
 def run(
     context: typer.Context,
@@ -113,5 +110,7 @@ def _read(name: str, frames: int, start: float | None, end: float | None, size: 
 
 
 def _description(clips: Sequence[Clip]) -> str:
+    from lwm_core.tokens import DESCRIBE
+
     moves = any(len(clip.frames) > 1 for clip in clips)
-    return ABOUT_A_CLIP if moves else ABOUT_A_PICTURE
+    return DESCRIBE["video" if moves else "image"]

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lwm_cli import options
-from lwm_cli.curves import drawn
+from lwm_cli import curves, options
+from lwm_cli.failures import explain
+from lwm_cli.live import LiveView
 from lwm_cli.ui import Screen
 from lwm_core.distributed import is_first
-from lwm_core.errors import ConfigError, UsageError
+from lwm_core.errors import ConfigError, ModelNotFound, TrainingError, UsageError
+from lwm_core.hardware import GIB
+
+LONGEST_VALUE = 60
+"""Characters of a value that differs, at most."""
 
 if TYPE_CHECKING:
-    from lwm_core.train import TrainEvent
-
-SECONDS_BETWEEN_LINES = 10.0
+    from lwm_core.train import ImageRecipe, LanguageRecipe, TrainEvent
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -48,14 +50,23 @@ def run(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the last checkpoint there.")
+        bool,
+        typer.Option("--resume", help="Go on from the last checkpoint there, if there is one."),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check the settings and show them; train nothing.")
+        bool,
+        typer.Option("--dry-run", help="Show all settings, and what a step will take; no more."),
     ] = False,
+    keep: Annotated[
+        int | None,
+        typer.Option("--keep", min=1, metavar="N", help="Checkpoints that stay, the newest."),
+    ] = None,
     mesh: options.Mesh = "auto",
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.")
+    ] = False,
+    wandb: Annotated[
+        bool, typer.Option("--wandb", help="Send curves to Weights & Biases too.")
     ] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -63,43 +74,114 @@ def run(
 ) -> None:
     """Train a model by a recipe.
 
-    Metrics, checkpoints and at the end the model directory go to the output directory.
+    Metrics, checkpoints, a report with curves and samples, and at the end the model directory go
+    to the output directory.
     """
     recipe = _changed(_read(config), settings or ())
+    if keep:
+        recipe["keep"] = keep
     folder = output or Path("runs") / Path(config).stem
     from lwm_core import backend
 
     backend.prepare()  # before the next line brings in jax
-    from lwm_core.train import read_recipe, to_document, train
+    from lwm_core.train import changed, read_recipe, to_document, train
 
     checked = read_recipe(recipe)
-    if dry_run:
-        typer.echo(json.dumps(to_document(checked), indent=2))
-        return
     with Screen(quiet=quiet, verbose=verbose) as screen:
+        if dry_run:
+            typer.echo(json.dumps(to_document(checked), indent=2))
+            _show_plan(checked, mesh, screen)
+            return
+        for change in changed(checked, folder) if resume else ():
+            screen.note(f"{change.key} was {_told(change.before)} and is {_told(change.now)} now")
         events = train(recipe, output=folder, resume=resume, mesh=mesh)
-        if tensorboard and is_first():
-            events = drawn(events, folder / "curves")
+        if is_first():
+            logs = []
+            if tensorboard:
+                logs.append(curves.tensorboard(folder / "curves"))
+            if wandb:
+                logs.append(curves.wandb(folder, to_document(checked), resume=resume))
+            events = _reported(curves.logged(events, logs), folder, screen)
+            if resume:
+                events = _begun(events, folder, screen)
         typer.echo(_follow(events, screen))
 
 
-def _follow(events: Iterable[TrainEvent], screen: Screen) -> str:
-    """Draw the bar with the latest metrics; where there is none, now and then a line.
+def _show_plan(recipe: ImageRecipe | LanguageRecipe, mesh: str, screen: Screen) -> None:
+    """Say what a step of a transformer's training takes, as far as its model is here."""
+    from lwm_core.train import LanguageRecipe, plan_of, sizes_of
 
-    Returns the path of what was made.
-    """
-    from lwm_core.types import Progress
+    if not isinstance(recipe, LanguageRecipe):
+        return
+    try:
+        config = sizes_of(recipe)
+    except (ModelNotFound, ConfigError) as error:
+        screen.note(f"no plan: {error}")
+        return
+    made, _ = plan_of(recipe, mesh, config)
+    has = made.topology.chip.memory
+    screen.note(
+        f"{made.topology}, {made.mesh}, rematerialisation {made.remat}\n"
+        f"{made.memory.total / GIB:.2f} of {has / GIB:.1f} GiB on each device"
+        f"{'' if made.fits else ': it does not fit'}\n"
+        f"{made.seconds:.3g} s a step by the plan, bound by {made.bound}"
+    )
 
-    made = ""
-    last_line = 0.0
+
+def _told(value: object) -> str:
+    """A value of a recipe, at most as long as a line."""
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def _begun(events: Iterable[TrainEvent], folder: Path, screen: Screen) -> Iterator[TrainEvent]:
+    """The same events; where there is nothing to go on from, it is said: -o may be misspelt."""
     for event in events:
-        metrics = "".join(f"  {name} {value:.4g}" for name, value in event.metrics.items())
-        made = event.path or made
-        if event.kind == "step" and screen.is_terminal:
-            screen.progress(Progress("training", event.step, event.total, f"steps{metrics}"))
-        elif event.kind != "step" or time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
-            last_line = time.monotonic()
-            screen.note(f"{event.kind} {event.step}/{event.total}{metrics}")
+        if event.kind == "start" and not event.step:
+            screen.note(f"{folder} holds no checkpoint to go on from: this run begins anew")
+        yield event
+
+
+def _reported(events: Iterable[TrainEvent], folder: Path, screen: Screen) -> Iterator[TrainEvent]:
+    """The same events; the report is as new as the last checkpoint, and whole at the end.
+
+    So it is where training fails, as it may show why. One that can't be made is noted, once.
+    """
+    begun, trouble = False, ""
+    try:
+        for event in events:
+            begun = True
+            if event.kind in ("checkpoint", "done"):
+                before, trouble = trouble, _report(folder)
+                if trouble and not before:
+                    screen.note(f"no report: {trouble}")
+            yield event
+    except TrainingError:
+        if begun:
+            _report(folder)  # why the run failed is what must be heard, not this one's trouble
+        raise
+
+
+def _report(folder: Path) -> str:
+    """Write the report of a run; why it can't be made, which is no reason to end the run."""
+    from lwm_core.train.report import write_report
+
+    try:
+        write_report(folder)
+    except Exception as error:  # of many kinds: whatever may lie in the folder
+        return explain(error)[0]
+    return ""
+
+
+def _follow(events: Iterable[TrainEvent], screen: Screen) -> str:
+    """Show the events as they come; returns the path of the model."""
+    view = LiveView(screen)
+    made = ""
+    for event in events:
+        view.show(event)
+        if event.kind == "done":
+            made = event.path
+    view.close()
     return made
 
 

@@ -7,6 +7,7 @@ too. NO_COLOR is honoured.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,21 @@ PICTURE_COLUMNS = 64
 LINES_OF_BARS = 3  # that stay free below a picture
 PHASE_COLUMNS = 26  # more of a file's name would push the figures out of a narrow terminal
 TABLE_COLUMNS_IN_A_FILE = 160
+SECONDS_BETWEEN_LINES = 10.0  # where they stand for a bar
+
+
+class Pace:
+    """Of lines that come now and then where there is no bar; `last` is when one did, in seconds."""
+
+    def __init__(self, last: float = -math.inf):
+        self._last = last
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for a line; then this one is the last."""
+        is_late = now - self._last >= SECONDS_BETWEEN_LINES
+        if is_late:
+            self._last = now
+        return is_late
 
 
 class Screen:
@@ -123,6 +139,7 @@ class _Board:
             BarColumn(bar_width=30),
             TextColumn("{task.fields[amount]}"),
             TimeRemainingColumn(compact=True),
+            speed_estimate_period=600,  # in seconds: a step of training may take minutes
         )
         self._bar_of_phase: dict[str, TaskID] = {}
         self._picture: HalfBlocks | None = None

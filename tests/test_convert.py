@@ -27,7 +27,7 @@ from lwm_core.formats.streaming import StreamingFile
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
 from lwm_core.load import load_model
-from lwm_core.source import open_source, picture_size
+from lwm_core.source import open_image, open_source, picture_size
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.types import Progress
 from lwm_core.weights import Held, read_stacked
@@ -90,6 +90,7 @@ def test_the_original_in_place(published: Path, reference: Path) -> None:
     (published / "config.json").write_text(json.dumps(THEIRS))
     image = open_source(str(published)).image
     assert picture_size(str(published)) == image.config.resolution
+    assert vqgan.fingerprint(open_image(str(published))) == vqgan.fingerprint(image)
     assert image.config.grid == 16
     with pytest.raises(FormatError, match="image tokenizer is another model's"):
         load_model(str(published))  # the reference's has fewer codes than its language model

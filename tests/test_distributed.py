@@ -82,6 +82,21 @@ rest = train(recipe, output=Path(output), mesh="dp=2,sp=2", resume=True)
 assert [event.kind for event in rest] == ["start", "step", "step", "checkpoint", "done"]
 """
 
+SHARDS = """
+import json, sys
+from pathlib import Path
+from lwm_core import distributed
+_, recipe, output, address, number = sys.argv
+distributed.join(address, 2, int(number), wait=100)
+from lwm_core.train import train
+recipe, whole, halved = json.loads(recipe), Path(output) / "whole", Path(output) / "halved"
+list(train(recipe, output=whole, mesh="dp=2,sp=2"))
+run = train(recipe, output=halved, mesh="dp=2,sp=2")
+next(event for event in run if event.kind == "checkpoint")
+run.close()
+list(train(recipe, output=halved, mesh="dp=2,sp=2", resume=True))
+"""
+
 
 def free_port() -> int:
     with socket.socket() as one:
@@ -89,8 +104,10 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-def together(tmp_path: Path, *command: str, flags: bool = False) -> list[tuple[int, str, str]]:
-    """Exit code, output and errors of two processes that run a command, each with its number."""
+def together(
+    tmp_path: Path, *command: str, flags: bool = False, count: int = 2
+) -> list[tuple[int, str, str]]:
+    """Exit code, output and errors of processes that run a command, each with its number."""
     address = f"127.0.0.1:{free_port()}"
     environment = {
         **os.environ,
@@ -98,10 +115,10 @@ def together(tmp_path: Path, *command: str, flags: bool = False) -> list[tuple[i
         "LWM_HOME": str(tmp_path / "home"),
     }
     processes = []
-    for number in ("0", "1"):
+    for number in map(str, range(count)):
         place = [address, number]
         if flags:
-            place = ["--coordinator", address, "--processes", "2", "--process", number]
+            place = ["--coordinator", address, "--processes", str(count), "--process", number]
         processes.append(
             subprocess.Popen(
                 [sys.executable, *command, *place],
@@ -141,6 +158,32 @@ def test_two_processes_write_the_tokens_of_one(tmp_path: Path, tiny_model: Path)
     assert not set(other)  # which only helps
     for name, weight in weights.items():
         np.testing.assert_array_equal(first[name], weight, err_msg=name)
+
+
+@pytest.mark.parametrize("packing", ["masked", "concatenated"])
+def test_two_processes_share_the_data(tmp_path: Path, tiny_model: Path, packing: str) -> None:
+    """Each reads its part, in rows that grow; what was resumed is what was not, to the last bit."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(["sea"] * rng.integers(3, 60)) for _ in range(80)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    recipe = {
+        "kind": "language",
+        "start_from": str(tiny_model),
+        "save_every": 3,
+        "data": {"texts": {"path": str(tmp_path / "texts.jsonl")}},
+        "packing": packing,
+        "optimizer": {"rate": 1e-3},
+        "stages": [{"steps": 2, "length": 64, "rows": 4}, {"steps": 3, "length": 128, "rows": 2}],
+    }
+    for code, _, errors in together(tmp_path, "-c", SHARDS, json.dumps(recipe), str(tmp_path)):
+        assert code == 0, errors
+
+    def losses(name: str) -> list[tuple[float, ...]]:
+        lines = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())
+        return [(line["step"], line["loss"], line["gradient_norm"]) for line in lines]
+
+    assert len(losses("whole")) == 5
+    assert losses("whole") == losses("halved")
 
 
 def test_two_processes_train_as_one(tmp_path: Path, reference: Path) -> None:

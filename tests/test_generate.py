@@ -400,3 +400,11 @@ def test_names_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "params").touch()
     with pytest.raises(FormatError, match="the file is empty"):
         load_model(str(tmp_path))
+
+
+def test_the_output_of_a_training_is_its_model(tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").touch()
+    with pytest.raises(ModelNotFound, match="has written no model yet"):
+        find_model(str(tmp_path))
+    (tmp_path / "model").mkdir()
+    assert find_model(str(tmp_path)) == tmp_path / "model"

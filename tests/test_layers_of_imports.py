@@ -32,13 +32,14 @@ LAYERS = (
     {"weights"},
     {"formats"},
     {"checkpoint", "data", "download"},
+    {"lora"},
     {"source"},
     {"load"},
     {"identity"},
     {"context"},
     {"decode"},
     {"generate"},
-    {"needle", "convert"},
+    {"needle", "convert", "tokenize"},
     {"train"},
     {"ahead"},
 )
@@ -130,7 +131,8 @@ def test_packages_that_are_imported_are_declared() -> None:
         return {re.match(r"[\w-]+", line)[0].replace("_", "-") for line in lines}
 
     declared = names_in(project["dependencies"])
-    extras = names_in(project["optional-dependencies"]["logs"])
+    optional = project["optional-dependencies"]
+    extras = names_in(optional["logs"] + optional["data"])
     owners = packages_distributions()
     roots = {name.split(".")[0] for path in (*CORE_FILES, *CLI_FILES) for name in imports(path)}
     used = {

@@ -17,7 +17,7 @@ import pytest
 from lwm_core import costs, registry, transformer
 from lwm_core.axes import MeshSizes, factorisations, misfit
 from lwm_core.cache import empty_cache
-from lwm_core.config import REMATS, SIZES, ModelConfig
+from lwm_core.config import REMATS, SIZES, LoraConfig, ModelConfig
 from lwm_core.costs import PREFILL_CHUNK, Sent, Work
 from lwm_core.errors import ConfigError
 from lwm_core.execution import Execution
@@ -63,6 +63,26 @@ def test_parameters_of_one_device_are_those_of_its_shards(config: ModelConfig, s
         for name, parameter in transformer.parameters(config).items()
     )
     assert costs.count_parameters(config, MeshSizes(**mesh.shape)) == sum(shards)
+
+
+@pytest.mark.parametrize("text", ["dp=1", "tp=2", "fsdp=2,tp=2,sp=2"])
+def test_what_adapters_hold(text: str) -> None:
+    """Two bytes for each weight that stays, and sixteen for each that learns."""
+    config = dataclasses.replace(TINY, lora=LoraConfig(rank=4, matrices=("wq", "w_gate", "wo")))
+    count = math.prod(int(axis[-1]) for axis in text.split(","))
+    mesh = make_mesh(text, jax.devices()[:count])
+    how = Execution(mesh, whole_weights=False)
+    places = transformer.flatten(transformer.shardings(config, how))
+    held = {
+        name: math.prod(places[name].shard_shape(parameter.shape))
+        for name, parameter in transformer.parameters(config).items()
+    }
+    learning = sum(held[name] for name in transformer.adapters(config))
+    sizes = MeshSizes(**mesh.shape)
+    assert costs.count_adapters(config, sizes) == learning
+    memory = costs.memory(Work(config, "train", 64, 2), sizes)
+    assert memory.optimizer == 2 * memory.gradients == 8 * learning
+    assert memory.parameters == 2 * (sum(held.values()) - learning) + 4 * learning
 
 
 # FLOPs

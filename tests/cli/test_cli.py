@@ -14,7 +14,18 @@ import typer
 from lwm_cli import app, failures, options
 from lwm_core import errors
 
-COMMANDS = ("chat", "see", "draw", "film", "needle", "plan", "train", "convert", "download")
+COMMANDS = (
+    "chat",
+    "see",
+    "draw",
+    "film",
+    "needle",
+    "plan",
+    "tokenize",
+    "train",
+    "convert",
+    "download",
+)
 HEAVY = ("jax", "numpy", "rich", "PIL", "av", "flax", "huggingface_hub", "sentencepiece")
 REPORT_HEAVY = f"""
 import sys
