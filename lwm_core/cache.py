@@ -1,10 +1,15 @@
 """The cache of keys and values: what a model has read, ready to be attended to.
 
-Arrays are `[L, B, K, S, H]`. The devices of `sp` share the slots: each fills up its own part, with
-its part of the tokens where they are shared out, and in turn where a single token comes.
+Arrays are `[L, B, K, S, H]`, or of single layers where these are not scanned (`split`). The devices
+of `sp` share the slots: each fills up its own part, with its part of the tokens where they are
+shared out, and in turn where a single token comes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,30 +20,40 @@ from jax.sharding import PartitionSpec
 from lwm_core.config import ModelConfig
 from lwm_core.execution import Execution
 from lwm_core.quantize import quantize
-from lwm_core.types import Array, KVCache, Places, Quantized
-
-Numbers = jax.Array | Quantized
+from lwm_core.types import Array, KVCache, Numbers, Places, Quantized
 
 
-def cache_specs(how: Execution, rows: int) -> KVCache:
-    """How a cache of so many rows is cut: heads over tp, slots over sp."""
-    cut, *_ = how.spec("rows", shape=(rows,))
-    heads, places = PartitionSpec(None, cut, "tp", "sp"), PartitionSpec(cut, "sp")
+def cache_specs(how: Execution, cache: KVCache) -> KVCache:
+    """How a cache is cut: rows as the mesh divides them, heads over tp, slots over sp."""
+    cut, *_ = how.spec("rows", shape=cache.positions.shape[:1])
+    places = PartitionSpec(cut, "sp")
+    layer = PartitionSpec(cut, "tp", "sp")
+    split = isinstance(cache.keys, list)
+    heads = [layer] * len(cache.keys) if split else PartitionSpec(None, *layer)
     return KVCache(heads, heads, places, places, PartitionSpec())  # type: ignore[arg-type]
 
 
-def empty_cache(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype) -> KVCache:
-    """A cache for `slots` tokens in each of `rows`; in int8 with a scale for each key and value."""
-    shape = (config.layers, rows, config.kv_heads, slots, config.head_dim)
+def empty_cache(
+    config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, *, split: bool = False
+) -> KVCache:
+    """A cache for `slots` tokens in each of `rows`; in int8 with a scale for each key and value.
 
-    def numbers() -> jax.Array | Quantized:
-        zeros = jnp.zeros(shape, dtype)
+    It is `split` for a model whose layers are.
+    """
+    shape = (rows, config.kv_heads, slots, config.head_dim)
+
+    def numbers(*layers: int) -> Numbers:
+        zeros = jnp.zeros((*layers, *shape), dtype)
         if zeros.dtype != jnp.int8:
             return zeros
-        return Quantized(zeros, jnp.zeros(shape[:-1], jnp.float32))
+        return Quantized(zeros, jnp.zeros(zeros.shape[:-1], jnp.float32))
 
+    keys, values = (
+        [numbers() for _ in range(config.layers)] if split else numbers(config.layers)
+        for _ in range(2)
+    )
     positions, segments = (jnp.zeros((rows, slots), jnp.int32) for _ in range(2))
-    return KVCache(numbers(), numbers(), positions, segments, jnp.int32(0))
+    return KVCache(keys, values, positions, segments, jnp.int32(0))
 
 
 def abstract_cache(
@@ -53,7 +68,16 @@ def abstract_cache(
         )
 
     shapes = jax.eval_shape(lambda: empty_cache(config, rows, slots, dtype))
-    return jax.tree.map(placed, cache_specs(how, rows), shapes)
+    return jax.tree.map(placed, cache_specs(how, shapes), shapes)
+
+
+def each_layer(numbers: Numbers | list[Numbers]) -> Iterator[Numbers]:
+    """The keys or the values of one layer after another, `[B, K, S, H]`."""
+    if isinstance(numbers, list):
+        yield from numbers
+        return
+    for layer in range(len(jax.tree.leaves(numbers)[0])):
+        yield jax.tree.map(itemgetter(layer), numbers)
 
 
 def reserve(cache: KVCache, places: Places, *, shared: bool) -> KVCache:
@@ -66,19 +90,21 @@ def reserve(cache: KVCache, places: Places, *, shared: bool) -> KVCache:
 
 
 def remember(
-    cache: KVCache, layer: jax.Array, k: jax.Array, v: jax.Array, *, shared: bool
-) -> tuple[KVCache, jax.Array | Quantized, jax.Array | Quantized]:
+    cache: KVCache, layer: int | jax.Array, k: jax.Array, v: jax.Array, *, shared: bool
+) -> tuple[KVCache, Numbers, Numbers]:
     """Write a layer's keys and values `[B, K, T, H]`; returns all of the layer, `[B, K, S, H]`."""
 
-    def write(whole: Numbers, part: jax.Array) -> tuple[Numbers, Numbers]:
+    def enter(whole: Numbers, part: jax.Array, *leading: int | jax.Array) -> Numbers:
         new = quantize(part) if isinstance(whole, Quantized) else part.astype(whole.dtype)
-        whole = jax.tree.map(
-            lambda all_layers, one: _enter(
-                all_layers, one[None], (layer, 0, 0), cache.length, shared
-            ),
-            whole,
-            new,
-        )
+        new = jax.tree.map(lambda one: jnp.expand_dims(one, range(len(leading))), new)
+        at = (*leading, 0, 0)
+        return jax.tree.map(lambda old, one: _enter(old, one, at, cache.length, shared), whole, new)
+
+    def write(whole: Numbers | list[Numbers], part: jax.Array) -> tuple[Any, Numbers]:
+        if isinstance(whole, list):
+            one = enter(whole[layer], part)
+            return [*whole[:layer], one, *whole[layer + 1 :]], one
+        whole = enter(whole, part, layer)
         return whole, jax.tree.map(lambda all_layers: all_layers[layer], whole)
 
     (keys, all_keys), (values, all_values) = write(cache.keys, k), write(cache.values, v)

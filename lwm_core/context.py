@@ -12,20 +12,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lwm_core.atomic import free_bytes, replacing
-from lwm_core.cache import cache_specs
+from lwm_core.cache import cache_specs, each_layer
 from lwm_core.costs import BYTES
 from lwm_core.errors import ContextTooLong, FormatError, OutputError, UsageError
 from lwm_core.execution import Execution
 from lwm_core.identity import digest, identify
 from lwm_core.tensor_files import SafetensorsFile, Shape, bytes_of, write_header
-from lwm_core.types import KVCache, Quantized
+from lwm_core.transformer import is_split
+from lwm_core.types import KVCache, Numbers, Quantized
 
 if TYPE_CHECKING:
     from lwm_core.load import LoadedModel
@@ -79,11 +80,12 @@ def widen(cache: KVCache, slots: int, how: Execution) -> KVCache:
         return jnp.pad(x, widths)
 
     def local(cache: KVCache) -> KVCache:
-        keys, values = jax.tree.map(partial(longer, axis=3), (cache.keys, cache.values))
+        slots_axis = 2 if isinstance(cache.keys, list) else 3
+        keys, values = jax.tree.map(partial(longer, axis=slots_axis), (cache.keys, cache.values))
         positions, segments = jax.tree.map(partial(longer, axis=1), cache.places)
         return KVCache(keys, values, positions, segments, cache.length)
 
-    specs = cache_specs(how, cache.positions.shape[0])
+    specs = cache_specs(how, cache)
     return how.spread(local, (specs,), specs)(cache)
 
 
@@ -133,9 +135,9 @@ def _taken_out(cache: KVCache, tokens: int) -> Iterator[np.ndarray]:
     slots = slots[np.argsort(np.asarray(cache.positions[0])[slots])]
     if len(slots) != tokens:
         raise ValueError(f"the cache holds {len(slots)} tokens, and there are {tokens} ids")
-    for layer in range(jax.tree.leaves(cache.keys)[0].shape[0]):
-        for numbers in jax.tree.leaves((cache.keys, cache.values)):
-            yield np.asarray(numbers[layer, 0])[:, slots]
+    for layer in zip(each_layer(cache.keys), each_layer(cache.values), strict=True):
+        for numbers in jax.tree.leaves(layer):
+            yield np.asarray(numbers[0])[:, slots]
 
 
 def describe_context(path: Path) -> Mapping[str, str]:
@@ -186,24 +188,23 @@ def _put_in(file: SafetensorsFile, model: LoadedModel, tokens: int) -> KVCache:
     """A cache that holds the tokens of a file, cut up as a model's mesh cuts it."""
     how, config = model.how, model.config
     slots = -(-tokens // how.ways) * how.ways
-    places: KVCache = jax.tree.map(how.sharding, cache_specs(how, 1))
 
-    def stacked(part: str, *size: int) -> jax.Array:
+    def stacked(part: str, *size: int) -> Any:  # on the host
         shape = (config.layers, 1, config.kv_heads, slots, *size)
         whole = np.zeros(shape, file.tensor(f"layers.0.{part}").dtype)
         for layer in range(config.layers):
             whole[layer, 0, :, :tokens] = file.tensor(f"layers.{layer}.{part}")
-        return jax.device_put(whole, places.keys)
+        return whole
 
-    def numbers(part: str) -> jax.Array | Quantized:
+    def numbers(part: str) -> Numbers | list[Numbers]:
         values = stacked(part, config.head_dim)
-        return Quantized(values, stacked(f"{part}.scales")) if values.dtype == jnp.int8 else values
+        whole = Quantized(values, stacked(f"{part}.scales")) if values.dtype == np.int8 else values
+        return list(each_layer(whole)) if is_split(model.params) else whole
 
-    order = np.arange(slots, dtype=np.int32)[None]
-    positions, segments = (
-        jax.device_put(one, places.positions) for one in (order, (order < tokens).astype(np.int32))
-    )
-    return KVCache(numbers("keys"), numbers("values"), positions, segments, jnp.int32(slots))
+    order: Any = np.arange(slots, dtype=np.int32)[None]
+    segments = (order < tokens).astype(np.int32)
+    cache: KVCache = KVCache(numbers("keys"), numbers("values"), order, segments, jnp.int32(slots))
+    return jax.device_put(cache, jax.tree.map(how.sharding, cache_specs(how, cache)))
 
 
 def _check_model(path: Path, said: Mapping[str, str], model: LoadedModel) -> None:

@@ -25,7 +25,7 @@ from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
 from lwm_core.sampling import Sampling, draw_tokens, guide
 from lwm_core.tokens import FrameLayout, pad_left
-from lwm_core.transformer import Params, read
+from lwm_core.transformer import Params, is_split, read
 from lwm_core.types import KVCache, Progress, Tokens
 
 Modality = Literal["text", "vision"]
@@ -289,14 +289,18 @@ def _room(
         if context is not None:
             context.cache = None  # not two at a time
         slots = cache_slots(tokens, most, how.ways)
-        return _fresh(model.config, rows, slots, model.cache_dtype, how)
+        split = is_split(model.params)
+        return _fresh(model.config, rows, slots, model.cache_dtype, how, split)
     cache = keep(context.cache, known, how.ways)
     slots = cache_slots(int(cache.length) + tokens, int(cache.length) + most, how.ways)
     return widen(cache, slots, how) if slots > cache.positions.shape[1] else cache
 
 
-@partial(jax.jit, static_argnames=("config", "rows", "slots", "dtype", "how"))
-def _fresh(config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, how: Execution) -> KVCache:
+@partial(jax.jit, static_argnames=("config", "rows", "slots", "dtype", "how", "split"))
+def _fresh(
+    config: ModelConfig, rows: int, slots: int, dtype: jnp.dtype, how: Execution, split: bool
+) -> KVCache:
     """An empty cache, every part of it made where it lies."""
-    places = jax.tree.map(how.sharding, cache_specs(how, rows))
-    return jax.lax.with_sharding_constraint(empty_cache(config, rows, slots, dtype), places)
+    cache = empty_cache(config, rows, slots, dtype, split=split)
+    places = jax.tree.map(how.sharding, cache_specs(how, cache))
+    return jax.lax.with_sharding_constraint(cache, places)

@@ -31,17 +31,20 @@ def digest(content: bytes) -> str:
 
 
 def _checksums(params: Mapping[str, Any]) -> list[int]:
-    """A sum over the bits of every tensor: quick, and the same however they are spread."""
+    """A sum over the bits of every tensor: quick, and the same however they are kept and spread."""
     import jax
     import jax.numpy as jnp
 
     def bits(weight: jax.Array) -> jax.Array:
         if jnp.issubdtype(weight.dtype, jnp.floating):
             weight = jax.lax.bitcast_convert_type(weight, f"uint{8 * weight.dtype.itemsize}")
-        return weight.astype(jnp.uint32)
+        return weight.astype(jnp.uint32).sum()
 
     @jax.jit
-    def sums(weights: list[jax.Array]) -> list[jax.Array]:
-        return [bits(weight).sum() for weight in weights]
+    def sums(params: Mapping[str, Any]) -> list[jax.Array]:
+        found = jax.tree.map(bits, dict(params))
+        if isinstance(found["layers"], list):
+            found["layers"] = jax.tree.map(lambda *parts: sum(parts), *found["layers"])
+        return jax.tree.leaves(found)
 
-    return [int(one) for one in sums(jax.tree.leaves(params))]
+    return [int(one) for one in sums(params)]

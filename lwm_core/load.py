@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lwm_core import backend, checkpoint, costs, transformer
 from lwm_core.attention import check_implementation
@@ -119,20 +120,16 @@ def load_model(
     how = Execution(device_mesh, jnp.dtype(numpy_dtype), attention)
     if context:
         _check_memory(name, device_mesh.local_devices, made)
-    places = transformer.flatten(transformer.shardings(source.config, how))
 
     def report(done: int, total: int) -> None:
         if on_progress:
             on_progress(Progress("loading", done, total, "tensors"))
 
-    tensors = {
-        tensor: put(weight, places[tensor])
-        for tensor, weight in read_stacked(source.weights, source.config, numpy_dtype, report)
-    }
+    tensors = read_stacked(source.weights, source.config, numpy_dtype, report)
     return LoadedModel(
         name=name,
         config=source.config,
-        params=transformer.nest(tensors),
+        params=_placed(tensors, source.config, how),
         tokenizer=source.tokenizer,
         vqgan=source.image,
         how=how,
@@ -142,6 +139,17 @@ def load_model(
         style=source.style,
         assumed=source.assumed,
     )
+
+
+def _placed(
+    tensors: Iterable[tuple[str, np.ndarray]], config: ModelConfig, how: Execution
+) -> transformer.Params:
+    """The weights where the mesh has them: each put there as it comes, on a CPU taken over."""
+    if how.platform == "cpu":
+        params = transformer.split(transformer.nest(dict(tensors)))
+        return jax.tree.map(put, params, transformer.shardings(config, how, is_split=True))
+    places = transformer.flatten(transformer.shardings(config, how))
+    return transformer.nest({name: put(weight, places[name]) for name, weight in tensors})
 
 
 def _check_memory(name: str, devices: list[jax.Device], made: Plan) -> None:

@@ -2,7 +2,7 @@
 
 `parameters(config)` says of every tensor its shape, logical axes, initial spread and Hugging Face
 name; initialisation, abstract shapes, shardings and files all come from it. Weights of the layers
-are stacked `[L, ...]` and scanned.
+are stacked `[L, ...]` and scanned; on a CPU a model that only writes has them one by one (`split`).
 """
 
 from __future__ import annotations
@@ -180,18 +180,38 @@ def count_parameters(config: ModelConfig) -> int:
     return sum(math.prod(p.shape) for p in parameters(config).values())
 
 
-def specs(config: ModelConfig, how: Execution) -> Params:
+def specs(config: ModelConfig, how: Execution, *, is_split: bool = False) -> Params:
     """How each weight is cut over the mesh: a tree of PartitionSpec like that of the parameters.
 
     The embedding dimension stays whole where the mesh does not divide it.
     """
     table = parameters(config).items()
-    return nest({name: how.spec(*p.axes, shape=p.shape) for name, p in table})
+    cut = nest({name: how.spec(*p.axes, shape=p.shape) for name, p in table})
+    if is_split:
+        layer = {name: PartitionSpec(*spec[1:]) for name, spec in cut["layers"].items()}
+        cut["layers"] = [layer] * config.layers
+    return cut
 
 
-def shardings(config: ModelConfig, how: Execution) -> Params:
+def shardings(config: ModelConfig, how: Execution, *, is_split: bool = False) -> Params:
     """Where each weight lies: a tree of NamedSharding like that of the parameters."""
-    return jax.tree.map(how.sharding, specs(config, how))
+    return jax.tree.map(how.sharding, specs(config, how, is_split=is_split))
+
+
+def split(params: Params) -> Params:
+    """The weights with a list of layers, each with arrays of its own, in place of stacks.
+
+    XLA's CPU backend copies what it takes out of a stack, and a written token reads all weights.
+    """
+    stacks = params["layers"]
+    count = len(stacks["attention_norm"])
+    layers = [{name: stack[layer] for name, stack in stacks.items()} for layer in range(count)]
+    return {**params, "layers": layers}
+
+
+def is_split(params: Params) -> bool:
+    """Whether the weights of layers are in a list."""
+    return isinstance(params["layers"], list)
 
 
 def abstract_params(config: ModelConfig, how: Execution) -> Params:
@@ -212,8 +232,8 @@ def forward(params: Params, config: ModelConfig, tokens: Tokens, how: Execution)
         return logits_of(params, config, hidden, how)
 
     cut = how.token_spec(tokens.ids.shape[0])
-    run = how.spread(local, (specs(config, how), cut), cut)
-    return run(params, tokens)
+    weights = specs(config, how, is_split=is_split(params))
+    return how.spread(local, (weights, cut), cut)(params, tokens)
 
 
 def read(
@@ -227,8 +247,8 @@ def read(
     """Logits after the last of `tokens` `[B, T]` and the cache with them in it.
 
     The logits, float32 `[B, n]`, are those of the ids in a range. The tokens see each other and
-    what is in the cache. The devices of `sp` share the tokens if there are more than one; they must
-    divide them then, and those that the cache holds already.
+    what is in the cache, which is split where the weights are. The devices of `sp` share the tokens
+    if there are more than one; they must divide them then, and those that the cache holds already.
     """
     rows, length = tokens.ids.shape
     shared = length > 1
@@ -241,8 +261,8 @@ def read(
         return logits_of(params, config, last, how, ids)[:, 0], filled
 
     cut = how.token_spec(rows, shared=shared)
-    cached = cache_specs(how, rows)
-    run = how.spread(local, (specs(config, how), cut, cached), (PartitionSpec(cut[0]), cached))
+    weights, cached = specs(config, how, is_split=is_split(params)), cache_specs(how, cache)
+    run = how.spread(local, (weights, cut, cached), (PartitionSpec(cut[0]), cached))
     return run(params, tokens, cache)
 
 
@@ -260,25 +280,17 @@ def hidden_states(
     As all functions from here on it is of one device's arrays, inside `how.spread`. The devices of
     `sp` have a part of the tokens each if they are `shared`, otherwise all have the same.
     """
-    cut = specs(config, how)
+    cut = specs(config, how, is_split=True)
     x = _embed(gather(params["embed"], cut["embed"], how.dtype), config, tokens.ids)
     rope = rope_tables(tokens.positions, config.head_dim, config.rope_theta)
-    layer_specs = {name: PartitionSpec(*spec[1:]) for name, spec in cut["layers"].items()}
-    block: Callable = partial(_block, config, how, layer_specs, rope, tokens.places, shared)
+    block: Callable = partial(_block, config, how, cut["layers"][0], rope, tokens.places, shared)
     norm = gather(params["norm"], cut["norm"], how.dtype)
+    begun = x.astype(how.dtype)
     if cache is None:
-        x = _through_layers(block, params["layers"], x.astype(how.dtype), how)
+        x = _through_layers(block, params["layers"], begun, how)
         return rms_norm(x, norm, config.norm_eps), None
-
-    def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
-        index, weights = layer
-        return block(weights, *carry, index), None
-
-    layers = (jnp.arange(config.layers), params["layers"])
-    begun = x.astype(how.dtype), reserve(cache, tokens.places, shared=shared)
-    # XLA's CPU backend copies the stacked weights in every step of a loop; unrolled it does not.
-    unroll = config.layers if how.platform == "cpu" else 1
-    (x, filled), _ = lax.scan(step, begun, layers, unroll=unroll)
+    reserved = reserve(cache, tokens.places, shared=shared)
+    x, filled = _through_cached_layers(block, params["layers"], begun, reserved)
     more = tokens.ids.shape[1] * (how.ways if shared else 1)
     return rms_norm(x, norm, config.norm_eps), filled.replace(length=cache.length + more)
 
@@ -314,11 +326,35 @@ def _embed(table: jax.Array, config: ModelConfig, ids: Array) -> jax.Array:
     return sum_over_tp(jnp.where(inside[..., None], rows, 0))
 
 
-def _through_layers(block: Callable, layers: Params, x: jax.Array, how: Execution) -> jax.Array:
+def _through_cached_layers(
+    block: Callable, layers: Params | list[Params], x: jax.Array, cache: KVCache
+) -> tuple[jax.Array, KVCache]:
+    """`x` through all layers, each of which adds to its part of the cache."""
+    if isinstance(layers, list):
+        for index, layer in enumerate(layers):
+            x, cache = block(layer, x, cache, index)
+        return x, cache
+
+    def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+        index, weights = layer
+        return block(weights, *carry, index), None
+
+    stacks = jnp.arange(len(layers["attention_norm"])), layers
+    return lax.scan(step, (x, cache), stacks)[0]
+
+
+def _through_layers(
+    block: Callable, layers: Params | list[Params], x: jax.Array, how: Execution
+) -> jax.Array:
     """`x` through all layers, of which the backward pass keeps what `how.remat` says.
 
     It is a loop on a CPU too: unrolled, XLA would see there what is made again, and keep it all.
+    Layers that are split do not learn.
     """
+    if isinstance(layers, list):
+        for layer in layers:
+            x, _ = block(layer, x)
+        return x
 
     def step(x: jax.Array, layer: Params) -> tuple[jax.Array, None]:
         return block(layer, x)[0], None
@@ -352,7 +388,7 @@ def _block(
     layer: Params,
     x: jax.Array,
     cache: KVCache | None = None,
-    index: jax.Array | None = None,
+    index: int | jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input."""
     layer = {name: gather(weight, cut[name], how.dtype) for name, weight in layer.items()}

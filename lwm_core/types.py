@@ -59,15 +59,19 @@ class Tokens(struct.PyTreeNode):
         return Places(self.positions, self.segments)
 
 
+Numbers = jax.Array | Quantized
+
+
 class KVCache(struct.PyTreeNode):
     """Keys and values of every layer, `[L, B, K, S, H]`, with their places, int32 `[B, S]`.
 
-    `length` (int32 scalar) counts the slots in use; free slots have segment 0, which no real
-    token sees. Devices that share the slots fill up their parts side by side.
+    Where layers are not scanned each has arrays of its own, in lists. `length` (int32 scalar)
+    counts the slots in use; free slots have segment 0, which no real token sees. Devices that share
+    the slots fill up their parts side by side.
     """
 
-    keys: jax.Array | Quantized
-    values: jax.Array | Quantized
+    keys: Numbers | list[Numbers]
+    values: Numbers | list[Numbers]
     positions: jax.Array
     segments: jax.Array
     length: jax.Array

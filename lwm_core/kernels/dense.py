@@ -38,7 +38,9 @@ def attend(
     grouped = q.reshape(batch, k.shape[1], -1, length, size)
     mask = visible(q_places, k_places)[:, None, None]
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask, dot("bkgth,bksh->bkgts", grouped, k) * size**-0.5, MASKED)
+    # With the many keys first XLA's CPU backend reads them once, as they lie.
+    products = dot("bksh,bkgth->bksgt", k, grouped).transpose(0, 1, 3, 4, 2)
+    scores = jnp.where(mask, products * size**-0.5, MASKED)
     top = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
