@@ -39,6 +39,7 @@ def run(
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
     cache: options.Cache = None,
+    quantize: options.Quantize = None,
     attention: options.Attention = "auto",
     as_json: options.AsJson = False,
     force: options.Force = False,
@@ -67,7 +68,13 @@ def run(
     attached = [(name, read_attachment(name, frames, conversation.model)) for name in attach or ()]
     with Screen(quiet=quiet, verbose=verbose) as screen:
         drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        settings = {"mesh": mesh, "dtype": dtype, "cache": cache, "attention": attention}
+        settings = {
+            "mesh": mesh,
+            "dtype": dtype,
+            "cache": cache,
+            "quantize": quantize,
+            "attention": attention,
+        }
         talk = contexts.load_talk(
             "chat", conversation, screen, said, drawn, max_tokens, **settings, context=length
         )

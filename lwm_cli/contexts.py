@@ -71,7 +71,7 @@ def load_talk(
     """
     if said:
         screen.note(f"this context was read by {said['name']}")
-    for option in ("dtype", "cache"):
+    for option in ("dtype", "cache", "quantize"):
         settings[option] = settings[option] or said.get(option)
     model = loading.load(conversation.model, screen, **settings)
     seed = loading.seed_or_random(drawn["seed"])

@@ -44,6 +44,7 @@ def run(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option("--dtype", help="Number format to store; by default that of the source."),
     ] = None,
+    quantize: options.Quantize = None,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare logits with the source's at the end.")
     ] = False,
@@ -65,10 +66,10 @@ def run(
 
     backend.prepare()  # before the next lines bring in jax
     from lwm_core import convert
-    from lwm_core.source import open_source
+    from lwm_core.source import open_source, quantized
 
     with Screen(quiet=quiet, verbose=verbose) as screen:
-        opened = open_source(source, like=like)
+        opened = quantized(open_source(source, like=like), quantize)
         planned = convert.plan(opened, target, to=to, dtype=dtype, force=force)
         for line in opened.assumed:
             screen.note(f"{source} does not say all; taken: {line}")

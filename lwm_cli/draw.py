@@ -32,6 +32,7 @@ def run(
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
     cache: options.Cache = None,
+    quantize: options.Quantize = None,
     attention: options.Attention = "auto",
     force: options.Force = False,
     quiet: options.Quiet = False,
@@ -50,7 +51,14 @@ def run(
     force = files.claim(outputs, PICTURE_SUFFIXES, force=force)
     with Screen(quiet=quiet, verbose=verbose) as screen:
         loaded = loading.load(
-            model, screen, sees=True, mesh=mesh, dtype=dtype, cache=cache, attention=attention
+            model,
+            screen,
+            sees=True,
+            mesh=mesh,
+            dtype=dtype,
+            cache=cache,
+            quantize=quantize,
+            attention=attention,
         )
         import numpy as np
 

@@ -28,6 +28,7 @@ def run(
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
     cache: options.Cache = None,
+    quantize: options.Quantize = None,
     attention: options.Attention = "auto",
     force: options.Force = False,
     quiet: options.Quiet = False,
@@ -46,7 +47,14 @@ def run(
     force = files.claim([path], VIDEO_SUFFIXES, force=force)
     with Screen(quiet=quiet, verbose=verbose) as screen:
         loaded = loading.load(
-            model, screen, sees=True, mesh=mesh, dtype=dtype, cache=cache, attention=attention
+            model,
+            screen,
+            sees=True,
+            mesh=mesh,
+            dtype=dtype,
+            cache=cache,
+            quantize=quantize,
+            attention=attention,
         )
         from lwm_core.generate import film
 

@@ -75,6 +75,7 @@ def run(
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
     cache: options.Cache = None,
+    quantize: options.Quantize = None,
     attention: options.Attention = "auto",
     as_json: options.AsJson = False,
     force: options.Force = False,
@@ -119,6 +120,7 @@ def run(
             mesh=mesh,
             dtype=dtype,
             cache=cache,
+            quantize=quantize,
             attention=attention,
             context=context,
         )

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from lwm_core import registry
+from lwm_core.config import Quantization
 from lwm_core.costs import CacheDtype
 
 DEFAULT_MODEL = "nano"
@@ -172,6 +173,10 @@ Dtype = Annotated[
 Cache = Annotated[
     CacheDtype | None,
     typer.Option("--cache", help="Number format of keys and values; by default as --dtype."),
+]
+Quantize = Annotated[
+    Quantization | None,
+    typer.Option("--quantize", help="Fewer bits for weights: less memory, faster writing."),
 ]
 Attention = Annotated[
     str,

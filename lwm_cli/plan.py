@@ -54,6 +54,7 @@ def run(
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Rows of a step.")] = 1,
     cache: options.Cache = None,
+    quantize: options.Quantize = None,
     ask_compiler: Annotated[
         bool,
         typer.Option("--compile", help="Ask the TPU compiler too; it needs no TPU, but minutes."),
@@ -73,6 +74,8 @@ def run(
     config = _config(model)
     topology = _topology(on)
     chosen = dtype or ("float32" if topology.chip.platform == "cpu" else "bfloat16")
+    if quantize:
+        config = dataclasses.replace(config, quantized=quantize)
     work = Work(config, job, context or config.max_length, batch, chosen, cache or chosen)
     made = plan_for(mesh, work, topology)
     longest = longest_context(work, topology, None if mesh == "auto" else made.mesh)

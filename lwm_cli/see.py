@@ -43,6 +43,7 @@ def run(
     mesh: options.Mesh = "auto",
     dtype: options.Dtype = None,
     cache: options.Cache = None,
+    quantize: options.Quantize = None,
     attention: options.Attention = "auto",
     as_json: options.AsJson = False,
     force: options.Force = False,
@@ -64,7 +65,13 @@ def run(
     clips = [_read(name, frames, start, end, size) for name in names]
     with Screen(quiet=quiet, verbose=verbose) as screen:
         drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        settings = {"mesh": mesh, "dtype": dtype, "cache": cache, "attention": attention}
+        settings = {
+            "mesh": mesh,
+            "dtype": dtype,
+            "cache": cache,
+            "quantize": quantize,
+            "attention": attention,
+        }
         conversation = Conversation.with_model(model, system)
         talk = contexts.load_talk(
             "see", conversation, screen, said, drawn, max_tokens,

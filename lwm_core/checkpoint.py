@@ -22,7 +22,7 @@ from lwm_core import chat_templates, transformer, vqgan
 from lwm_core.config import ModelConfig, VQConfig
 from lwm_core.errors import FormatError, OutputError, UsageError
 from lwm_core.formats.torch_bin import TorchFiles
-from lwm_core.tensor_files import TensorFiles, read_json, write_json, write_tensors
+from lwm_core.tensor_files import Shape, TensorFiles, read_json, write_json, write_tensors
 from lwm_core.vocabulary import AnyTokenizer
 from lwm_core.weights import Weights, layers_of
 
@@ -78,8 +78,12 @@ class StoredWeights:
 
     @property
     def dtype(self) -> str:
-        """The number format that loses nothing: that of all tensors, or float32 for a mixture."""
-        found = {self._files.dtype(name) for name in stored_shapes(self._table)}
+        """The number format that loses nothing: that of all tensors, or float32 for a mixture.
+
+        Those in 8 bits do not count.
+        """
+        expected = stored_tensors(self._table).items()
+        found = {self._files.dtype(name) for name, (_, number) in expected if number is None}
         return found.pop() if len(found) == 1 and found <= _DTYPES.keys() else "float32"
 
     def read(self, name: str, layer: int | None = None) -> np.ndarray:
@@ -89,12 +93,14 @@ class StoredWeights:
         return self._files.read(parameter.hf_name.format(layer=layer), shape)
 
     def _check(self, directory: Path) -> None:
-        expected = stored_shapes(self._table)
-        for name, shape in expected.items():
+        expected = stored_tensors(self._table)
+        for name, (shape, meant) in expected.items():
             self._files.check(name, shape)
-            if (number := self._files.dtype(name)) not in _READ:
+            readable = (meant,) if meant else _READ
+            if (number := self._files.dtype(name)) not in readable:
                 raise FormatError(
-                    f"{directory}: {name} is stored as {number}; what is read is {', '.join(_READ)}"
+                    f"{directory}: {name} is stored as {number}; what is read is "
+                    f"{', '.join(readable)}"
                 )
         found = set(self._files.names)
         others = (name for name in found - expected.keys() if not _SURPLUS.search(name))
@@ -172,9 +178,8 @@ def fill_directory(
     Raises UsageError when `dtype` is unknown, and OutputError when the disk gives other bytes back.
     """
     table = transformer.parameters(config)
-    write_tensors(
-        folder, stored_shapes(table), numpy_dtype(dtype), _stored(table, weights), on_bytes
-    )
+    tensors = stored_tensors(table, numpy_dtype(dtype).name)
+    write_tensors(folder, tensors, _stored(table, weights), on_bytes)
     values = {**config.to_json(), "torch_dtype": dtype}
     if defaults:
         values["lwm"]["defaults"] = defaults
@@ -186,10 +191,18 @@ def fill_directory(
         write_vqgan(folder / VQGAN, image)
 
 
-def stored_shapes(table: Mapping[str, transformer.Parameter]) -> dict[str, tuple[int, ...]]:
-    """The tensors of a model directory: shapes by Hugging Face's names, layer by layer."""
+def stored_tensors(
+    table: Mapping[str, transformer.Parameter], dtype: str | None = None
+) -> dict[str, tuple[Shape, Any]]:
+    """The tensors of a model directory: shape and number format by Hugging Face's names.
+
+    Layer by layer; `dtype` is the format of those that have none of their own.
+    """
     return {
-        parameter.hf_name.format(layer=layer): parameter.shape[layer is not None :]
+        parameter.hf_name.format(layer=layer): (
+            parameter.shape[layer is not None :],
+            parameter.dtype or dtype,
+        )
         for parameter in table.values()
         for layer in layers_of(parameter)
     }
@@ -208,8 +221,8 @@ def write_vqgan(folder: Path, image: vqgan.VQGAN) -> None:
     """Write an image tokenizer into a new folder: its configuration and float32 weights."""
     folder.mkdir()
     tensors = vqgan.to_tensors(image)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    write_tensors(folder, shapes, np.dtype(np.float32), tensors.items())
+    table = {name: (tensor.shape, "float32") for name, tensor in tensors.items()}
+    write_tensors(folder, table, tensors.items())
     write_json(folder / CONFIG, image.config.to_json())
 
 

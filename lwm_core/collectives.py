@@ -28,13 +28,15 @@ def sum_over(x: jax.Array, *axes: str) -> jax.Array:
 def gather(weight: jax.Array, spec: PartitionSpec, dtype: jnp.dtype) -> jax.Array:
     """A weight as the computation needs it: whole, but for what is cut over `tp`.
 
-    It travels in `dtype` and comes out in its own, so that its gradient is summed in that. The
+    It travels in `dtype` and comes out in its own, so that its gradient is summed in that; integers
+    travel as they are. The
     dimension that is cut goes first on the way: TPUs have no collectives over another, unless the
     parts fill whole tiles, and would sum up whole arrays instead.
     """
     whole = weight
+    travelling = dtype if jnp.issubdtype(weight.dtype, jnp.floating) else weight.dtype
     for dimension, axes in _data_axes(spec):
-        part = jnp.moveaxis(whole.astype(dtype), dimension, 0)
+        part = jnp.moveaxis(whole.astype(travelling), dimension, 0)
         gathered = lax.all_gather(part, axes, tiled=True)
         whole = jnp.moveaxis(gathered, 0, dimension).astype(weight.dtype)
     return whole

@@ -24,6 +24,9 @@ but copies of weights; the input and the attention of each block; the input of e
 every sqrt(L)-th."""
 
 
+Quantization = Literal["int8"]
+"""Fewer bits for the weights of matrices."""
+
 MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 """The matrices of a layer: of its attention, then of its feed-forward."""
 
@@ -60,7 +63,8 @@ class ModelConfig:
 
     Vision code `c` is the id `text_vocab + c`; the two ids after the last code mark the end of a
     frame and the end of a picture or clip. A text-only model has `vision_vocab = 0`. With `lora`
-    its parameters include adapters, which lie in files of their own (`lora.py`).
+    its parameters include adapters, which lie in files of their own (`lora.py`). Where it is
+    `quantized`, matrices are integers with a scale for each row; such a model does not learn.
     """
 
     text_vocab: int
@@ -80,6 +84,7 @@ class ModelConfig:
     bos_id: int = 1
     eos_id: int = 2
     lora: LoraConfig | None = None
+    quantized: Quantization | None = None
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -106,7 +111,9 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` of a model directory: a Hugging Face Llama config, `lwm` added."""
+        quantized = {"quantization_config": OURS_IN_8_BITS} if self.quantized else {}
         return {
+            **quantized,
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",
@@ -140,7 +147,8 @@ class ModelConfig:
         Raises ConfigError, naming the key, when a size is missing or no size, and when the model
         computes anything that ours does not.
         """
-        if values.get("quantization_config"):
+        quantized = values.get("quantization_config")
+        if quantized not in (None, OURS_IN_8_BITS):
             raise ConfigError(
                 "config.json: quantization_config: quantized weights of Hugging Face are not read; "
                 "give the model that they were made of, or a GGUF file"
@@ -163,8 +171,13 @@ class ModelConfig:
             tie_embeddings=bool(values.get("tie_word_embeddings", False)),
             bos_id=_whole(values, "bos_token_id", 1, least=0),
             eos_id=_whole(values, "eos_token_id", 2, least=0),
+            quantized="int8" if quantized else None,
             **_vocabulary(values),
         )
+
+
+OURS_IN_8_BITS = {"quant_method": "lwm", "bits": 8}
+"""What `config.json` says where matrices are int8; other programs then refuse the model."""
 
 
 _ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}

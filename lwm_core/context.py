@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ import numpy as np
 
 from lwm_core.atomic import free_bytes, replacing
 from lwm_core.cache import cache_specs, each_layer
+from lwm_core.config import Quantization
 from lwm_core.costs import BYTES
 from lwm_core.errors import ContextTooLong, FormatError, OutputError, UsageError
 from lwm_core.execution import Execution
@@ -141,13 +142,18 @@ def _taken_out(cache: KVCache, tokens: int) -> Iterator[np.ndarray]:
 
 
 def describe_context(path: Path) -> Mapping[str, str]:
-    """What a file says of the model that read it: its `name`, `dtype`, `cache` and digests.
+    """What a file says of the model that read it: its `name`, number formats and digests.
 
     The name chooses a model and is shown to people, so it can be no control characters. Raises
     UsageError when there is no such file, FormatError for one that is none of ours.
     """
     said = _opened(path).metadata
-    known = said.get("dtype") in ("float32", "bfloat16") and said.get("cache") in BYTES
+    formats = {
+        "dtype": ("float32", "bfloat16"),
+        "cache": BYTES,
+        "quantize": ("none", *get_args(Quantization)),
+    }
+    known = all(said.get(option) in choices for option, choices in formats.items())
     name = said.get("name", "")
     if said.get("file") != KIND or not known or not _is_name(name):
         raise _not_ours(path)
@@ -210,7 +216,7 @@ def _put_in(file: SafetensorsFile, model: LoadedModel, tokens: int) -> KVCache:
 def _check_model(path: Path, said: Mapping[str, str], model: LoadedModel) -> None:
     """Raise UsageError unless a file is of this model."""
     ours = identify(model)
-    for option in ("dtype", "cache"):
+    for option in ("dtype", "cache", "quantize"):
         if said[option] != ours[option]:
             raise UsageError(
                 f"{path} was read with --{option} {said[option]}, not {ours[option]}: give that, "

@@ -63,23 +63,25 @@ def plan(
     """What `convert` would do; raises what it would raise before it writes."""
     if to not in get_args(Format):
         raise UsageError(f"format {to!r} is unknown; choose one of {', '.join(get_args(Format))}")
+    if source.config.quantized and to != "lwm":
+        raise UsageError(f"--to {to} has no numbers of 8 bits: leave out --quantize, or --to")
     checkpoint.check_new(dst, force=force)
     number = checkpoint.numpy_dtype(dtype or source.weights.dtype)
     if to == "lwm-jax":
         _check_original(source)
-        shapes = stored_shapes(source.config)
+        tensors = [(shape, number.name) for shape in stored_shapes(source.config).values()]
     else:
-        shapes = checkpoint.stored_shapes(transformer.parameters(source.config))
-    count = sum(map(math.prod, shapes.values()))
+        table = transformer.parameters(source.config)
+        tensors = list(checkpoint.stored_tensors(table, number.name).values())
     image = vqgan.shapes(source.image.config) if source.image else {}
     planned = Plan(
         source=source.path,
         target=dst,
         format=to,
-        dtype=number.name,
-        tensors=len(shapes),
-        parameters=count,
-        bytes=count * number.itemsize,
+        dtype=source.config.quantized or number.name,
+        tensors=len(tensors),
+        parameters=sum(math.prod(shape) for shape, _ in tensors),
+        bytes=sum(math.prod(shape) * np.dtype(number).itemsize for shape, number in tensors),
         image_bytes=4 * sum(map(math.prod, image.values())),
         assumed=source.assumed,
     )
@@ -107,6 +109,7 @@ def convert(
     """
     planned = plan(source, dst, to=to, dtype=dtype, force=force)
     LOG.info("%s to %s as %s in %s", source.path, dst, to, planned.dtype)
+    number = dtype or source.weights.dtype
     done = 0
 
     def report(count: int) -> None:
@@ -117,7 +120,7 @@ def convert(
 
     with checkpoint.new_directory(dst, force=force) as folder:
         if to == "lwm-jax":
-            _write_original(folder, source, planned.dtype, report)
+            _write_original(folder, source, number, report)
         else:
             checkpoint.fill_directory(
                 folder,
@@ -125,7 +128,7 @@ def convert(
                 source.weights,
                 tokenizer=source.tokenizer,
                 image=source.image,
-                dtype=planned.dtype,
+                dtype=number,
                 defaults=source.habits,
                 template=source.template,
                 on_bytes=report,
@@ -182,7 +185,12 @@ def logits(source: Source, ids: np.ndarray, rounded: np.dtype | None = None) -> 
     The weights are rounded to a number format first, or taken as they are stored.
     """
     tensors = read_stacked(source.weights, source.config, rounded)
-    params = transformer.nest({name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors})
+    params = transformer.nest(
+        {
+            name: jnp.asarray(tensor, None if tensor.dtype == np.int8 else jnp.float32)
+            for name, tensor in tensors
+        }
+    )
     tokens = Tokens(ids, np.arange(ids.shape[1], dtype=np.int32)[None], np.ones_like(ids))
     here = Execution(make_mesh())
     return np.asarray(transformer.forward(params, source.config, tokens, here))

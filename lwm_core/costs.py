@@ -218,7 +218,7 @@ def memory(work: Work, mesh: MeshSizes, remat: Remat = "block") -> Memory:
             temporary=max(layers, _loss_phase(work.config, mesh, local)),
         )
     return Memory(
-        parameters=local.c * count_parameters(work.config, mesh, whole_weights=True),
+        parameters=_weight_bytes(work) * count_parameters(work.config, mesh, whole_weights=True),
         cache=_cache(work, local),
         temporary=_inference_phase(work, mesh, local),
     )
@@ -303,9 +303,16 @@ def _inference_phase(work: Work, mesh: MeshSizes, local: _Local) -> int:
     chunk = local if work.job == "decode" else local._replace(t=_chunk_tokens(local))
     travelling = chunk.t * local.n * (local.c + FLOAT32) * (2 if mesh.sp > 1 else 1)
     logits = FLOAT32 * local.rows * _cut(config.vocab, config.vocab, mesh.tp)
-    weights = local.c * _layer_numbers(config, mesh.tp) if mesh.fsdp > 1 else 0
+    weights = _weight_bytes(work) * _layer_numbers(config, mesh.tp) if mesh.fsdp > 1 else 0
+    if config.quantized:  # the largest matrix of a layer, made plain
+        weights += local.c * config.hidden * _cut(*_layer(config)["w_up"], mesh.tp)
     inner = _feed_forward(config, mesh, chunk, passes=1)
     return cache + chunk.t * chunk.values + travelling + inner + logits + weights
+
+
+def _weight_bytes(work: Work) -> int:
+    """Bytes of a number of the weights in inference; scales, and norms beside them, are few."""
+    return 1 if work.config.quantized else BYTES[work.dtype]
 
 
 def _chunk_tokens(local: _Local) -> int:
@@ -361,10 +368,13 @@ def sent(work: Work, mesh: MeshSizes, remat: Remat = "block") -> Sent:
 
 
 def _gathered(
-    config: ModelConfig, mesh: MeshSizes, local: _Local, ways: int, calls: int, passes: int
+    config: ModelConfig, mesh: MeshSizes, each: int, ways: int, calls: int, passes: int
 ) -> Sent:
-    """Weights that are cut up in so many ways: tables once a call, layers in each of its passes."""
-    share = local.c * (ways - 1) / ways
+    """Weights, numbers of `each` bytes, that are cut up in so many ways.
+
+    Tables are gathered once a call, layers in each of its passes.
+    """
+    share = each * (ways - 1) / ways
     layers = Sent().plus(config.layers * calls * passes, _layer_numbers(config, mesh.tp) * share)
     return layers.plus(2 * calls, _table_numbers(config, mesh.tp) * share)
 
@@ -379,7 +389,7 @@ def _sent_in_training(config: ModelConfig, mesh: MeshSizes, local: _Local, remat
     layers = config.layers
     if mesh.weight_ways > 1:
         passes = _GATHERS[remat]
-        traffic = _gathered(config, mesh, local, mesh.weight_ways, 1, passes)
+        traffic = _gathered(config, mesh, local.c, mesh.weight_ways, 1, passes)
         scattered = (mesh.weight_ways - 1) / mesh.weight_ways
         numbers = _layer_numbers(config, mesh.tp)
         traffic = traffic.plus(layers, FLOAT32 * numbers * scattered)
@@ -404,7 +414,7 @@ def _sent_in_inference(work: Work, mesh: MeshSizes, local: _Local) -> Sent:
     config, layers = work.config, work.config.layers
     calls = _chunks(local) if work.job == "prefill" else 1
     if mesh.fsdp > 1:
-        traffic = _gathered(config, mesh, local, mesh.fsdp, calls, passes=1)
+        traffic = _gathered(config, mesh, _weight_bytes(work), mesh.fsdp, calls, passes=1)
     if mesh.sp > 1 and work.job == "prefill":
         each = local.t / calls * (local.n * (local.c + FLOAT32) + FLOAT32 * local.heads)
         traffic = traffic.plus(layers * calls * mesh.sp, each)
@@ -433,4 +443,4 @@ def read(work: Work, mesh: MeshSizes) -> float:
         return 3 * local.c * numbers + 4 * values + state
     calls = _chunks(local) if work.job == "prefill" else 1
     cache = _cache(work, local) * (calls + 1) / 2 if work.job == "prefill" else _cache(work, local)
-    return calls * local.c * numbers + cache + 2 * values
+    return calls * _weight_bytes(work) * numbers + cache + 2 * values

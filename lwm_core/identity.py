@@ -20,6 +20,7 @@ def identify(model: LoadedModel) -> dict[str, str]:
         "name": model.name,
         "dtype": str(model.how.dtype),
         "cache": str(model.cache_dtype),
+        "quantize": model.config.quantized or "none",
         "config": digest(json.dumps(asdict(model.config)).encode()),
         "weights": digest(json.dumps(_checksums(model.params)).encode()),
     }

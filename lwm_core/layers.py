@@ -13,7 +13,12 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lwm_core.costs import FEED_FORWARD_BLOCK
-from lwm_core.types import Array
+from lwm_core.types import Array, Quantized
+
+MOST_ROWS_OF_DIGITS = 8
+"""For more rows of activations the weights are made plain, once for all of them."""
+LARGEST_OF_DIGITS = 127 * 256
+TINY = 1e-30
 
 FEWEST_ROWS = 4
 """For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first."""
@@ -27,7 +32,7 @@ class Adapted(NamedTuple):
     b: jax.Array
 
 
-Weight = jax.Array | Adapted
+Weight = jax.Array | Adapted | Quantized
 AnyWeight = TypeVar("AnyWeight", jax.Array, Adapted)
 
 
@@ -36,15 +41,47 @@ def product(x: jax.Array, weight: Weight) -> jax.Array:
     """`x [..., in]` times `weight [out, in]` (Hugging Face's layout): float32 `[..., out]`.
 
     The operands are in the dtype of `x`, forward and backward; sums and the weight's gradient are
-    float32.
+    float32. A weight in 8 bits has no gradient.
     """
     if isinstance(weight, Adapted):
         return product(x, weight.weight) + product(linear(x, weight.a), weight.b)
+    if isinstance(weight, Quantized):
+        return _product_of_8_bits(x, weight)
     weight = weight.astype(x.dtype)
     few = x.dtype == jnp.bfloat16 and math.prod(x.shape[:-1]) < FEWEST_ROWS
     if not few:
         return _product(x, weight)
     return lax.platform_dependent(x, weight, cpu=_padded_product, default=_product)
+
+
+def _product_of_8_bits(x: jax.Array, weight: Quantized) -> jax.Array:
+    if math.prod(x.shape[:-1]) > MOST_ROWS_OF_DIGITS:
+        return _product_of_plain(x, weight)
+    return lax.platform_dependent(x, weight, cpu=_product_of_digits, default=_product_of_plain)
+
+
+def _product_of_plain(x: jax.Array, weight: Quantized) -> jax.Array:
+    """The integers as numbers of the computation, which holds them exactly; their sums scaled."""
+    return _product(x, weight.values.astype(x.dtype)) * weight.scales
+
+
+def _product_of_digits(x: jax.Array, weight: Quantized) -> jax.Array:
+    """Products of integers: each number of `x` is two digits of 8 bits, 256 and 1, times a scale.
+
+    So `x` keeps 15 bits, beside which its rounding does not count. XLA's CPU backend reads integer
+    weights as fast as it can where they are the left operand and the rows the few columns.
+    """
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    count = len(rows)
+    scales = jnp.maximum(jnp.abs(rows).max(axis=-1, keepdims=True), TINY) / LARGEST_OF_DIGITS
+    whole = jnp.round(rows / scales)
+    high = jnp.round(whole / 256)
+    digits = jnp.concatenate([high, whole - 256 * high]).astype(jnp.int8)
+    sums = lax.dot_general(
+        weight.values, digits, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
+    ).astype(jnp.float32)
+    total = (256 * sums[:, :count] + sums[:, count:]).T
+    return (total * scales * weight.scales).reshape(*x.shape[:-1], -1)
 
 
 def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -118,8 +155,10 @@ product.defvjp(_product_forward, _product_backward)
 
 
 @jax.custom_vjp
-def lookup(table: jax.Array, ids: Array) -> jax.Array:
+def lookup(table: jax.Array | Quantized, ids: Array) -> jax.Array:
     """Rows of a table `[n, D]` by their numbers `[...]`: `[..., D]`."""
+    if isinstance(table, Quantized):
+        return table.values[ids] * table.scales[ids][..., None]
     if table.dtype != jnp.bfloat16:
         return table[ids]
     return lax.platform_dependent(
@@ -226,7 +265,9 @@ def swiglu(x: jax.Array, gate: Weight, up: Weight, down: Weight) -> jax.Array:
     gate is applied to the products' float32 sums: to round them first costs a CPU more than it
     saves.
     """
-    weights = jax.tree.map(lambda weight: weight.astype(x.dtype), (gate, up, down))
+    weights: tuple = gate, up, down
+    if not isinstance(gate, Quantized):
+        weights = jax.tree.map(lambda weight: weight.astype(x.dtype), weights)
     blocks = in_blocks(x, FEED_FORWARD_BLOCK)
     out = lax.map(lambda rows: _swiglu(rows, *weights), blocks)
     return out_of_blocks(out, (*x.shape[:-1], out.shape[-1]))

@@ -15,7 +15,7 @@ import numpy as np
 from lwm_core import backend, checkpoint, costs, transformer
 from lwm_core.attention import check_implementation
 from lwm_core.chat_templates import LWM, ChatStyle
-from lwm_core.config import ModelConfig
+from lwm_core.config import ModelConfig, Quantization
 from lwm_core.costs import CacheDtype, Dtype, Work
 from lwm_core.distributed import agree, put
 from lwm_core.errors import DoesNotFit, FormatError, TextOnly, UsageError
@@ -25,7 +25,7 @@ from lwm_core.memory import free_memory
 from lwm_core.mesh import device_line, missed_gpu
 from lwm_core.plan import Plan, longest_context, room
 from lwm_core.presets import plan_here
-from lwm_core.source import Source, open_source
+from lwm_core.source import Source, open_source, quantized
 from lwm_core.tokens import FrameLayout
 from lwm_core.types import Progress
 from lwm_core.vocabulary import AnyTokenizer
@@ -84,6 +84,7 @@ def load_model(
     mesh: str = "auto",
     attention: str = "auto",
     cache: str | None = None,
+    quantize: Quantization | None = None,
     context: int | None = None,
     sees: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
@@ -92,8 +93,9 @@ def load_model(
 
     `dtype` is that of computation and of the weights in memory: float32 or bfloat16; by default
     bfloat16 on an accelerator and float32 on a CPU. `cache` is that of keys and values, by default
-    the same: float32, bfloat16 or int8. It is to hold `context` tokens, by default as many as it
-    was made for. With `sees` it must be one that sees.
+    the same: float32, bfloat16 or int8. With `quantize` the weights of matrices are rounded to
+    that. It is to hold `context` tokens, by default as many as it was made for. With `sees` it must
+    be one that sees.
     Raises ModelNotFound, FormatError, ConfigError, TextOnly, UsageError for an unknown way of
     attention, and DoesNotFit when memory can't hold such a context.
     """
@@ -101,7 +103,7 @@ def load_model(
     check_implementation(attention)
     if cache not in (None, *costs.BYTES):
         raise UsageError(f"cache {cache!r} is unknown; choose one of {', '.join(costs.BYTES)}")
-    source = open_source(name)
+    source = quantized(open_source(name), quantize)
     if sees and source.image is None:
         raise TextOnly(name)
     _check_fit(name, source)
@@ -160,10 +162,15 @@ def _check_memory(name: str, devices: list[jax.Device], made: Plan) -> None:
         return
     longest = longest_context(made.work, topology, made.mesh)
     fits = f"a context of {longest:,} fits" if longest else "no context fits"
-    smaller = "" if made.work.cache_dtype == "int8" else ", and --cache int8 holds more"
+    options = {
+        "--quantize int8": made.work.config.quantized,
+        "--cache int8": made.work.cache_dtype == "int8",
+    }
+    smaller = " ".join(option for option, is_taken in options.items() if not is_taken)
+    more = f", and {smaller} holds more" if smaller else ""
     raise DoesNotFit(
         f"{name} with {made.work.context:,} tokens takes {made.memory.total / GIB:.1f} GiB on each "
-        f"device, where {chip.memory / GIB:.1f} are free: {fits}{smaller}"
+        f"device, where {chip.memory / GIB:.1f} are free: {fits}{more}"
     )
 
 

@@ -12,10 +12,11 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
-from lwm_core import checkpoint, download, lora, registry, vqgan
+from lwm_core import checkpoint, download, lora, registry, transformer, vqgan
 from lwm_core.chat_templates import LWM, ChatStyle, read_template, recognise
-from lwm_core.config import ModelConfig, OriginalSizes
+from lwm_core.config import ModelConfig, OriginalSizes, Quantization
 from lwm_core.errors import FormatError, ModelNotFound, TextOnly, UsageError
 from lwm_core.formats.gguf_llama import GGUFModel
 from lwm_core.formats.lwm_jax import LwmJaxWeights, holds_vision
@@ -26,7 +27,7 @@ from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
 from lwm_core.hub.address import is_written
 from lwm_core.tensor_files import TensorFiles, read_json
 from lwm_core.vocabulary import AnyTokenizer, load_tokenizer
-from lwm_core.weights import Weights
+from lwm_core.weights import Rounded, Weights
 
 STREAMS = ("params", "streaming_params", "streaming_train_state")
 """What the original calls its file of weights."""
@@ -116,10 +117,28 @@ def open_source(name: str, *, like: str | None = None) -> Source:
     )
 
 
+def quantized(source: Source, kind: Quantization | None) -> Source:
+    """A source whose matrices are rounded as they are read; one that is so already stays.
+
+    Raises UsageError for an unknown kind.
+    """
+    if kind not in (None, *get_args(Quantization)):
+        known = ", ".join(get_args(Quantization))
+        raise UsageError(f"quantize {kind!r} is unknown; choose one of {known}")
+    if kind is None or source.config.quantized:
+        return source
+    config = dataclasses.replace(source.config, quantized=kind)
+    return dataclasses.replace(
+        source, config=config, weights=Rounded(source.weights, transformer.parameters(config))
+    )
+
+
 def _adapted(path: Path, like: str | None) -> Source:
     """The model that an adapter is for, with it merged."""
     base, _ = _find_base(path)
     source = open_source(base, like=like)
+    if source.config.quantized:
+        raise UsageError(f"{path} is for a model in 8 bits: name there the one that it was made of")
     how, factors = lora.open_adapter(path, source.config)
     return dataclasses.replace(source, path=path, weights=lora.Merged(source.weights, factors, how))
 

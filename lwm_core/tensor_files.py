@@ -170,37 +170,38 @@ def _read_index(path: Path) -> dict[str, Path]:
 
 def write_tensors(
     folder: Path,
-    shapes: Mapping[str, Shape],
-    dtype: np.dtype,
+    table: Mapping[str, tuple[Shape, str]],
     tensors: Iterable[tuple[str, np.ndarray]],
     on_bytes: Callable[[int], None] | None = None,
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write tensors, in whatever order they come, each cast to `dtype` and put in its place.
+    """Write tensors, in whatever order they come, each cast and put in its place.
 
-    What is more than `shard_bytes` goes to several files and an index. `on_bytes(count)` is called
-    after each. At the end all are read again and compared with what was meant. Raises ValueError
-    when the tensors are not those of `shapes`, OutputError when the disk gives back other bytes.
+    The table has the shape and number format of each by name. What is more than `shard_bytes` goes
+    to several files and an index. `on_bytes(count)` is called after each. At the end all are read
+    again and compared with what was meant. Raises ValueError when the tensors are not those of the
+    table, OutputError when the disk gives back other bytes.
     """
-    shards = list(_shards(shapes, dtype.itemsize, shard_bytes))
+    meant = {name: (shape, np.dtype(number)) for name, (shape, number) in table.items()}
+    shards = list(_shards(meant, shard_bytes))
     names = [WEIGHTS]
     if len(shards) > 1:
         names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
         weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-        size = sum(map(math.prod, shapes.values())) * dtype.itemsize
+        size = sum(math.prod(shape) * dtype.itemsize for shape, dtype in meant.values())
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
     checksums: dict[str, int] = {}
     with ExitStack() as opened:
         places: dict[str, tuple[BinaryIO, int]] = {}
         for name, shard in zip(names, shards, strict=True):
             file = opened.enter_context((folder / name).open("wb"))
-            stored = {key: (shape, dtype) for key, shape in shard.items()}
-            begins = write_header(file, stored, {"format": "pt"})
+            begins = write_header(file, shard, {"format": "pt"})
             places |= {key: (file, begin) for key, begin in begins.items()}
         for name, tensor in tensors:
-            if tensor.shape != shapes[name]:
-                raise ValueError(f"{name} has shape {tensor.shape}, expected {shapes[name]}")
+            shape, dtype = meant[name]
+            if tensor.shape != shape:
+                raise ValueError(f"{name} has shape {tensor.shape}, expected {shape}")
             target, begin = places.pop(name)
             data = bytes_of(np.ascontiguousarray(tensor, dtype))
             target.seek(begin)
@@ -212,7 +213,7 @@ def write_tensors(
         raise ValueError(f"{', '.join(places)} did not come")
     written = TensorFiles(folder)
     for name, checksum in checksums.items():
-        if crc32(bytes_of(written.read(name, shapes[name]))) != checksum:
+        if crc32(bytes_of(written.read(name, meant[name][0]))) != checksum:
             raise OutputError(f"{name} reads otherwise than it was written; check the disk")
 
 
@@ -222,17 +223,17 @@ def bytes_of(tensor: np.ndarray) -> memoryview:
 
 
 def _shards(
-    shapes: Mapping[str, Shape], itemsize: int, shard_bytes: int
-) -> Iterator[dict[str, Shape]]:
+    table: Mapping[str, tuple[Shape, np.dtype]], shard_bytes: int
+) -> Iterator[dict[str, tuple[Shape, np.dtype]]]:
     """Tensors by file, in their order: as many as a file may hold, at least one."""
-    shard: dict[str, Shape] = {}
+    shard: dict[str, tuple[Shape, np.dtype]] = {}
     size = 0
-    for name, shape in shapes.items():
-        bytes_ = math.prod(shape) * itemsize
+    for name, (shape, dtype) in table.items():
+        bytes_ = math.prod(shape) * dtype.itemsize
         if shard and size + bytes_ > shard_bytes:
             yield shard
             shard, size = {}, 0
-        shard[name] = shape
+        shard[name] = shape, dtype
         size += bytes_
     yield shard
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -37,19 +38,26 @@ from lwm_core.layers import (
     swiglu,
 )
 from lwm_core.ring import SAVED, gathered_attention
-from lwm_core.types import Array, KVCache, Places, Tokens
+from lwm_core.types import Array, KVCache, Places, Quantized, Tokens
 
 Params = dict[str, Any]
+
+SCALES = "_scales"
+"""What a matrix of 8 bits is called, and this, are the scales of its rows."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor: shape, logical axis of each dimension, standard deviation (None: ones)."""
+    """One tensor: shape, logical axis of each dimension, standard deviation (None: ones).
+
+    Its numbers are those of the computation, if no `dtype` says otherwise.
+    """
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]
     spread: float | None
     hf_name: str
+    dtype: str | None = None
 
     @property
     def stacked(self) -> bool:
@@ -59,7 +67,8 @@ class Parameter:
 
 def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """The table of parameters by dotted name. Linear weights are `[out, in]`."""
-    return decoder(config) | adapters(config)
+    base = decoder(config)
+    return (in_8_bits(base) if config.quantized else base) | adapters(config)
 
 
 def decoder(config: ModelConfig) -> dict[str, Parameter]:
@@ -106,6 +115,26 @@ def decoder(config: ModelConfig) -> dict[str, Parameter]:
             (config.vocab, hidden), ("vocab", "embed"), spread, "lm_head.weight"
         )
     return table
+
+
+def in_8_bits(table: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The table with its matrices as int8 `[out, in]` and, as NAME_scales, float32 `[out]`.
+
+    Row i of a matrix is its integers, -127 to 127, times scale i (`quantize.quantize`). Embeddings
+    and head are matrices like the others; norms stay as they are.
+    """
+    quantized = {}
+    for name, parameter in table.items():
+        if parameter.spread is None:
+            quantized[name] = parameter
+            continue
+        quantized[name] = replace(parameter, dtype="int8")
+        # Scales are never cut as inputs are: they are few, and travel in no other numbers.
+        *outer, rows, _ = parameter.axes
+        axes = (*outer, "norm" if rows == "embed" else rows)
+        file = f"{parameter.hf_name}_scale"
+        quantized[f"{name}{SCALES}"] = Parameter(parameter.shape[:-1], axes, None, file, "float32")
+    return quantized
 
 
 def adapters(config: ModelConfig) -> dict[str, Parameter]:
@@ -215,10 +244,12 @@ def is_split(params: Params) -> bool:
 
 
 def abstract_params(config: ModelConfig, how: Execution) -> Params:
-    """Shapes and places of the weights, in the dtype of the computation."""
+    """Shapes and places of the weights, in the dtype of the computation or their own."""
+    numbers = {name: p.dtype or how.dtype for name, p in parameters(config).items()}
     return jax.tree.map(
-        lambda shape, place: jax.ShapeDtypeStruct(shape.shape, how.dtype, sharding=place),
+        lambda shape, number, place: jax.ShapeDtypeStruct(shape.shape, number, sharding=place),
         jax.eval_shape(partial(init, config), jax.random.key(0)),
+        nest(numbers),
         shardings(config, how),
     )
 
@@ -281,10 +312,10 @@ def hidden_states(
     `sp` have a part of the tokens each if they are `shared`, otherwise all have the same.
     """
     cut = specs(config, how, is_split=True)
-    x = _embed(gather(params["embed"], cut["embed"], how.dtype), config, tokens.ids)
+    x = _embed(_whole("embed", params, cut, how), config, tokens.ids)
     rope = rope_tables(tokens.positions, config.head_dim, config.rope_theta)
     block: Callable = partial(_block, config, how, cut["layers"][0], rope, tokens.places, shared)
-    norm = gather(params["norm"], cut["norm"], how.dtype)
+    norm = _whole("norm", params, cut, how)
     begun = x.astype(how.dtype)
     if cache is None:
         x = _through_layers(block, params["layers"], begun, how)
@@ -304,24 +335,34 @@ def logits_of(
 ) -> jax.Array:
     """Logits of the ids in a static range, float32 `[..., n]`; text and vision are such ranges."""
     head = head_of(params, config, how)
-    if head.shape[0] == config.vocab:
-        return product(hidden, head[ids])
+    if len(jax.tree.leaves(head)[0]) == config.vocab:
+        return product(hidden, jax.tree.map(itemgetter(ids), head))
     logits = lax.all_gather(product(hidden, head), "tp", axis=hidden.ndim - 1, tiled=True)
     return logits[..., ids]
 
 
-def head_of(params: Params, config: ModelConfig, how: Execution) -> jax.Array:
+def head_of(params: Params, config: ModelConfig, how: Execution) -> Weight:
     """What makes logits of the hidden states: `[V, D]`, or this device's part of the vocabulary."""
     name = "embed" if config.tie_embeddings else "head"
-    return gather(params[name], specs(config, how)[name], how.dtype)
+    return _whole(name, params, specs(config, how), how)
 
 
-def _embed(table: jax.Array, config: ModelConfig, ids: Array) -> jax.Array:
+def _whole(
+    name: str, params: Params, cut: Mapping[str, PartitionSpec], how: Execution
+) -> jax.Array | Quantized:
+    """One weight as the computation needs it, whole but for what is cut over `tp`."""
+    weight = gather(params[name], cut[name], how.dtype)
+    scales = params.get(name + SCALES)
+    return weight if scales is None else Quantized(weight, scales)
+
+
+def _embed(table: jax.Array | Quantized, config: ModelConfig, ids: Array) -> jax.Array:
     """Rows of the table `[V, D]`, or of this device's part of it: `[B, T, D]`."""
-    if table.shape[0] == config.vocab:
+    count = len(jax.tree.leaves(table)[0])
+    if count == config.vocab:
         return lookup(table, ids)
-    ids = ids - lax.axis_index("tp") * table.shape[0]
-    inside = (ids >= 0) & (ids < table.shape[0])
+    ids = ids - lax.axis_index("tp") * count
+    inside = (ids >= 0) & (ids < count)
     rows = lookup(table, jnp.where(inside, ids, 0))
     return sum_over_tp(jnp.where(inside[..., None], rows, 0))
 
@@ -391,7 +432,7 @@ def _block(
     index: int | jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
     """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input."""
-    layer = {name: gather(weight, cut[name], how.dtype) for name, weight in layer.items()}
+    layer = {name: _whole(name, layer, cut, how) for name in layer if not name.endswith(SCALES)}
     layer |= _adapted(layer, cut, config.lora)
     with jax.named_scope("attention"):
         h = copy_to_tp(rms_norm(x, layer["attention_norm"], config.norm_eps))

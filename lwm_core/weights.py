@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from lwm_core.config import ModelConfig
-from lwm_core.transformer import Parameter, parameters
+from lwm_core.quantize import LARGEST
+from lwm_core.transformer import SCALES, Parameter, parameters
 
 ALIGNMENT = 64
 """Bytes; numpy's own arrays begin at any multiple of 16."""
@@ -47,6 +48,30 @@ class Held:
         return tensor if layer is None else tensor[layer]
 
 
+class Rounded:
+    """Weights with matrices in 8 bits (`transformer.in_8_bits`), made as they are read."""
+
+    def __init__(self, weights: Weights, table: Mapping[str, Parameter]):
+        self._weights, self._table = weights, table
+
+    @property
+    def dtype(self) -> str:
+        """The number format of what stays as it is."""
+        return self._weights.dtype
+
+    def read(self, name: str, layer: int | None = None) -> np.ndarray:
+        """One parameter: integers of a matrix, or the scales of its rows."""
+        matrix = name.removesuffix(SCALES)
+        weight = self._weights.read(matrix, layer)
+        if self._table[name].dtype is None:
+            return weight
+        weight = weight.astype(np.float32)
+        scales = np.abs(weight).max(axis=-1) / np.float32(LARGEST)
+        if matrix != name:
+            return scales
+        return np.rint(weight / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
+
+
 def layers_of(parameter: Parameter) -> list[int | None]:
     """What to read of a parameter: every layer of a stacked one, or the whole (None)."""
     return list(range(parameter.shape[0])) if parameter.stacked else [None]
@@ -61,13 +86,14 @@ def read_stacked(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """All parameters in the order of the table, or those of some names; layers stacked `[L, ...]`.
 
-    In `dtype`, or in that of the weights. `on_tensor(done, total)` is called after each. Raises
-    FormatError for damaged weights.
+    In `dtype`, or in that of the weights; integers and scales as the table says. `on_tensor(done,
+    total)` is called after each. Raises FormatError for damaged weights.
     """
     every = parameters(config).items()
     table = {name: one for name, one in every if names is None or name in names}
     for done, (name, parameter) in enumerate(table.items(), start=1):
-        yield name, _stacked(weights, name, parameter, dtype or np.dtype(weights.dtype))
+        number = np.dtype(parameter.dtype or dtype or weights.dtype)
+        yield name, _stacked(weights, name, parameter, number)
         if on_tensor:
             on_tensor(done, len(table))
 

@@ -145,6 +145,10 @@ def _prose(recipe: LanguageRecipe) -> str:
 def _from_model(recipe: LanguageRecipe, name: str, prose: str) -> Start:
     """A model of any form, with the context and the pictures that the recipe gives it."""
     source = open_source(name)
+    if source.config.quantized:
+        raise ConfigError(
+            f"start_from: {name} is in 8 bits and can't learn: give the model that it was made of"
+        )
     if recipe.lora and isinstance(source.weights, Merged):
         raise ConfigError(
             f"start_from: {name} is an adapter itself; merge it first: lwm convert {name} DIR"
