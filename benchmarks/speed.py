@@ -11,16 +11,13 @@ import argparse
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -28,19 +25,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import lwm_core
-from lwm_core import backend, transformer
+from lwm_core import backend, bench, transformer
+from lwm_core.bench import Figure, Lengths, Machine
 from lwm_core.checkpoint import read_config
 from lwm_core.config import ModelConfig
-from lwm_core.decode import generate
 from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
 from lwm_core.media import write_video
 from lwm_core.mesh import device_line, make_mesh
 from lwm_core.registry import embedded_path
-from lwm_core.sampling import Sampling
-from lwm_core.train.language import LanguageState, language_step
-from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
-from lwm_core.types import Batch, Tokens
+from lwm_core.train.optimizer import OptimizerConfig
+from lwm_core.weights import Held, Rounded, read_stacked
 
 SHAPE = ModelConfig(
     text_vocab=32000,
@@ -68,152 +63,55 @@ compared with its forward pass, which computes the logits of every token.
 RECIPES = Path(lwm_core.__file__).parent / "recipes"
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """Tokens of a forward pass, a prefill and a training step; before decoding, and decoded."""
-
-    whole: int = 2048
-    before: int = 512
-    decoded: int = 160
+def ratio(figure: Figure) -> float | None:
+    """How many times the original's speed, at its best, where that was timed."""
+    return figure.speed / ORIGINAL[figure.job][1] if figure.job in ORIGINAL else None
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One measurement: tokens a second, and the bytes that one token must read (decoding)."""
-
-    what: str
-    dtype: str
-    speed: float
-    bytes_per_token: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        """How many times the original's speed, at its best, where that was timed."""
-        return self.speed / ORIGINAL[self.what][1] if self.what in ORIGINAL else None
-
-
-def seconds(run: Callable[[], float], repeats: int) -> float:
-    """Median of what `run` returns, after a first run that compiles."""
-    run()
-    return statistics.median(run() for _ in range(repeats))
-
-
-def clocked(work: Callable[[], object]) -> float:
-    """Seconds until everything that `work` returns is computed."""
-    began = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - began
-
-
-def random_ids(config: ModelConfig, count: int) -> np.ndarray:
-    """Text ids, int32 `[count]`."""
-    return np.random.default_rng(0).integers(3, config.text_vocab, count, dtype=np.int32)
-
-
-def one_row(ids: np.ndarray) -> Tokens:
-    """Ids `[T]` as a batch of one row and one segment."""
-    positions = np.arange(len(ids), dtype=np.int32)
-    return Tokens(ids[None], positions[None], np.ones_like(positions)[None])
-
-
-def time_forward(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
+def time_forward(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: int) -> Figure:
     """One pass without a cache; logits of every token."""
-    tokens = one_row(random_ids(model.config, lengths.whole))
+    tokens = bench.one_row(bench.random_ids(model.config, lengths.read))
     args = model.params, model.config, tokens, model.how
-    took = seconds(lambda: clocked(lambda: transformer.forward(*args)), repeats)
-    return Figure("forward", model.how.dtype.name, lengths.whole / took)
+    took = bench.median(lambda: bench.clocked(lambda: transformer.forward(*args)), repeats)
+    return Figure("forward", lengths.read / took, "tokens")
 
 
-def answer(model: LoadedModel, prompt: int, count: int) -> Iterator[np.ndarray]:
-    """Greedy generation behind a random prompt, in the pieces in which it comes."""
-    ids = random_ids(model.config, prompt).tolist()
-    greedy = Sampling(temperature=0)
-    return generate(model, [ids], modality="text", sampling=greedy, max_tokens=count, stops=False)
-
-
-def time_prefill(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
-    """A prompt into the cache, chunk by chunk, and one token behind it."""
-    took = seconds(lambda: clocked(lambda: list(answer(model, lengths.whole, 1))), repeats)
-    return Figure("prefill", model.how.dtype.name, lengths.whole / took)
-
-
-def time_decode(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
-    """Single tokens behind a cached prompt; the clock starts after the first piece."""
-
-    def seconds_per_token() -> float:
-        pieces = answer(model, lengths.before, lengths.decoded)
-        next(pieces)
-        began = time.perf_counter()
-        count = sum(ids.shape[1] for ids in pieces)
-        return (time.perf_counter() - began) / count
-
-    took = seconds(seconds_per_token, repeats)
-    context = lengths.before + lengths.decoded // 2
-    return Figure("decode", model.how.dtype.name, 1 / took, bytes_read(model, context))
-
-
-def bytes_read(model: LoadedModel, context: int) -> float:
-    """What a token can't do without: all weights but the embedding, and the cache so far."""
-    config = model.config
-    weights = transformer.count_parameters(config) - config.vocab * config.hidden
-    cached = 2 * config.layers * config.kv_heads * config.head_dim * context
-    return float((weights + cached) * model.how.dtype.itemsize)
-
-
-def training(
-    config: ModelConfig, optimizer: OptimizerConfig, how: Execution, rows: int, length: int
-) -> Callable[[], object]:
-    """Something that takes one step on equal rows; weights stay float32."""
-    chain = make_optimizer(optimizer, steps=1000)
-    step = jax.jit(partial(language_step, config, chain, how), donate_argnums=0)
-    params = transformer.init(config, jax.random.key(0))
-    state = LanguageState(jnp.int32(0), params, chain.init(params))
-    row = one_row(random_ids(config, length))
-    targets, weights = np.roll(row.ids, -1, axis=1), np.ones((1, length), np.float32)
-    parts = row.ids, targets, row.positions, row.segments, weights
-    batch = Batch(*(np.repeat(part, rows, axis=0) for part in parts))
-
-    def one_step() -> object:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return state, metrics
-
-    return one_step
-
-
-def time_train(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
-    """One step of AdamW on one row."""
-    step = training(model.config, OptimizerConfig("adamw"), model.how, 1, lengths.whole)
-    took = seconds(lambda: clocked(step), repeats)
-    return Figure("train", model.how.dtype.name, lengths.whole / took)
-
-
-def time_nano(model: LoadedModel, lengths: Lengths, repeats: int) -> Figure:
+def time_nano(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: int) -> Figure:
     """One step of nano as its recipe says, on rows of 1024 tokens (of `model` only how it runs)."""
     document = tomllib.loads((RECIPES / "nano.toml").read_text())
     optimizer = OptimizerConfig(**document["optimizer"])
-    rows, length = 8, lengths.whole // 2
-    step = training(read_config(embedded_path()), optimizer, model.how, rows, length)
-    took = seconds(lambda: clocked(step), repeats)
-    return Figure("nano", model.how.dtype.name, rows * length / took)
+    rows, length = 8, lengths.read // 2
+    step = bench.training(read_config(embedded_path()), optimizer, model.how, rows, length)
+    took = bench.median(lambda: bench.clocked(step), repeats)
+    return Figure("nano", rows * length / took, "tokens")
 
 
 TIMERS = {
     "forward": time_forward,
-    "prefill": time_prefill,
-    "decode": time_decode,
-    "train": time_train,
+    "prefill": bench.time_prefill,
+    "decode": bench.time_decode,
+    "train": bench.time_train,
     "nano": time_nano,
 }
+NUMBERS = {"float32": None, "bfloat16": None, "int8": "int8"}
+"""What is computed in, or what weights are rounded to."""
+INFERENCE = ("prefill", "decode")
+"""What rounded weights serve for."""
 
 
-def random_model(config: ModelConfig, dtype: str) -> LoadedModel:
+def random_model(config: ModelConfig, numbers: str) -> LoadedModel:
     """A model of this shape with random weights. It has no tokenizer: ids go in and come out."""
-    params = transformer.init(config, jax.random.key(0))
+    weights = Held(transformer.to_numpy(transformer.init(config, jax.random.key(0))))
+    is_rounded = numbers == "int8"
+    if is_rounded:
+        config = replace(config, quantized="int8")
+        weights = Rounded(weights, transformer.parameters(config))
+    dtype = np.dtype("float32" if is_rounded else numbers)
+    params = transformer.nest(dict(read_stacked(weights, config, dtype)))
     return LoadedModel(
         name="random",
         config=config,
-        params=jax.tree.map(lambda weight: weight.astype(dtype), params),
+        params=jax.tree.map(jnp.asarray, transformer.split(params)),
         tokenizer=None,  # type: ignore[arg-type]
         vqgan=None,
         how=Execution(make_mesh(), jnp.dtype(dtype)),
@@ -221,19 +119,6 @@ def random_model(config: ModelConfig, dtype: str) -> LoadedModel:
         cache_dtype=jnp.dtype(dtype),
         defaults={},
     )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def read_bandwidth(size: int) -> float:
-    """Bytes a second that all cores together read from an array of `size` bytes, at best."""
-    parts = np.array_split(np.ones(size // 4, np.float32), cores())
-    with ThreadPoolExecutor(len(parts)) as threads:
-        times = [clocked(lambda: list(threads.map(np.max, parts))) for _ in range(7)]
-    return size / min(times)
 
 
 @dataclass(frozen=True)
@@ -296,24 +181,26 @@ def show_start_up(runs: Iterator[StartUp]) -> list[StartUp]:
     return shown
 
 
-def show_figures(figures: Iterator[Figure], bandwidth: float) -> list[Figure]:
-    """Print the figures as they come, beside the original's and the memory's limit."""
-    print(f"{'':<10}{'':<10}{'tok/s':>10}{'original':>10}{'ratio':>8}{'of memory speed':>18}")
+def show_figures(figures: Iterator[tuple[str, Figure]]) -> list[dict]:
+    """Print the figures as they come, beside the original's and the machine's limits."""
+    print(f"{'':<10}{'':<10}{'tok/s':>10}{'original':>10}{'ratio':>8}{'of the limit':>20}")
     shown = []
-    for one in figures:
-        original = "-".join(f"{speed:g}" for speed in sorted({*ORIGINAL.get(one.what, ())}))
-        ratio = f"{one.ratio:.1f}" if one.ratio else ""
-        share = f"{one.speed * one.bytes_per_token / bandwidth:.0%}" if one.bytes_per_token else ""
-        speeds = f"{one.speed:>10.1f}{original:>10}{ratio:>8}{share:>18}"
-        print(f"{one.what:<10}{one.dtype:<10}{speeds}", flush=True)
-        shown.append(one)
+    for numbers, one in figures:
+        original = "-".join(f"{speed:g}" for speed in sorted({*ORIGINAL.get(one.job, ())}))
+        times = f"{ratio(one):.1f}" if ratio(one) else ""
+        share = f"{one.share:.0%} of {one.limit}" if one.share else ""
+        print(
+            f"{one.job:<10}{numbers:<10}{one.speed:>10.1f}{original:>10}{times:>8}{share:>20}",
+            flush=True,
+        )
+        shown.append({**asdict(one), "numbers": numbers, "ratio": ratio(one)})
     return shown
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("what", nargs="*", metavar="WHAT", help=f"of {', '.join(TIMERS)}")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="only this one")
+    parser.add_argument("--numbers", choices=NUMBERS, help="only these")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--startup", action="store_true", help="time `lwm see` instead")
     parser.add_argument("--model", default="nano", help="of --startup (default: nano)")
@@ -325,14 +212,26 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def measure(options: argparse.Namespace) -> Iterator[Figure]:
-    """The figures that were asked for, in float32 and bfloat16."""
+def measure(options: argparse.Namespace, machines: dict[str, Machine]) -> Iterator:
+    """The figures that were asked for, in all numbers."""
     config = replace(SHAPE, layers=1) if options.smoke else SHAPE
-    lengths = Lengths(128, 64, 64) if options.smoke else Lengths()
-    for dtype in [options.dtype] if options.dtype else ["float32", "bfloat16"]:
-        model = random_model(config, dtype)
+    lengths = Lengths(128, 64, 64, 128) if options.smoke else Lengths(2048, 512, 160, 2048)
+    for numbers in [options.numbers] if options.numbers else NUMBERS:
+        model = random_model(config, numbers)
         for what in options.what or TIMERS:
-            yield TIMERS[what](model, lengths, options.repeats)
+            if numbers != "int8" or what in INFERENCE:
+                machine = machines[model.how.dtype.name]
+                yield numbers, TIMERS[what](model, machine, lengths, options.repeats)
+
+
+def measure_machines() -> dict[str, Machine]:
+    """What the machine can do, by what is computed in."""
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        found[dtype] = bench.measure_machine(Execution(make_mesh(), jnp.dtype(dtype)))
+        print(f"{dtype}: products {found[dtype].flops / 1e9:.0f} GFLOP/s", end=", ")
+    print(f"memory {found['float32'].bandwidth / 1e9:.1f} GB/s")
+    return found
 
 
 def main() -> None:
@@ -342,12 +241,10 @@ def main() -> None:
     if options.startup:
         content = {"startup": [asdict(r) for r in show_start_up(time_start_up(options.model, 2))]}
     else:
-        bandwidth = read_bandwidth(2**24 if options.smoke else 2**29)
-        print(f"memory: {bandwidth / 1e9:.1f} GB/s read by {cores()} threads")
-        figures = show_figures(measure(options), bandwidth)
+        machines = measure_machines()
         content = {
-            "memory_bytes_per_second": bandwidth,
-            "figures": [{**asdict(f), "ratio": f.ratio} for f in figures],
+            "machine": {dtype: asdict(machine) for dtype, machine in machines.items()},
+            "figures": show_figures(measure(options, machines)),
         }
     if options.json:
         options.json.write_text(json.dumps(content, indent=1) + "\n")

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from lwm_cli import (
+    bench,
     chat,
     convert,
     download,
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for module in (chat, see, draw, film, needle, plan, tokenize, train, convert, download):
+for module in (chat, see, draw, film, needle, bench, plan, tokenize, train, convert, download):
     runs_models = module not in (plan, tokenize, convert, download)
     run = with_others(module.run) if runs_models else module.run
     app.command(name=module.__name__.rpartition(".")[2])(run)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 from originals import stored
@@ -88,9 +87,9 @@ def test_image_tokenizer_and_habits(tiny_model: Path) -> None:
 def test_large_models_go_to_several_files(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tensors = {f"t{n}": rng.normal(size=(n + 1, 50)).astype(np.float32) for n in range(6)}
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    table = {name: (tensor.shape, "float32") for name, tensor in tensors.items()}
     backwards = reversed(list(tensors.items()))
-    write_tensors(tmp_path, shapes, np.dtype(np.float32), backwards, shard_bytes=1500)
+    write_tensors(tmp_path, table, backwards, shard_bytes=1500)
     assert len(list(tmp_path.glob("model-0000?-of-00004.safetensors"))) == 4
     files = TensorFiles(tmp_path)
     assert all(np.array_equal(files.read(name, t.shape), t) for name, t in tensors.items())
@@ -98,7 +97,7 @@ def test_large_models_go_to_several_files(tmp_path: Path) -> None:
 
 def test_bfloat16_rounds_to_even(tmp_path: Path) -> None:
     values = np.array([1 + 2**-8, 1 + 3 * 2**-8, -(2**-130)], np.float32)
-    write_tensors(tmp_path, {"t": (3,)}, np.dtype(ml_dtypes.bfloat16), [("t", values)])
+    write_tensors(tmp_path, {"t": ((3,), "bfloat16")}, [("t", values)])
     stored = TensorFiles(tmp_path).read("t", (3,)).astype(np.float32)
     assert stored.tolist() == [1, 1 + 2**-6, -(2**-130)]
 
@@ -113,7 +112,7 @@ def test_nothing_half_written(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_model(tmp_path / "model", CONFIG, Breaks(TENSORS), tokenizer=tokenizer)
     with pytest.raises(ValueError, match="did not come"):
-        write_tensors(tmp_path, {"missing": (3,)}, np.dtype(np.float32), [])
+        write_tensors(tmp_path, {"missing": ((3,), "float32")}, [])
     (tmp_path / "model.safetensors").unlink()
     assert not list(tmp_path.iterdir())
 

@@ -41,7 +41,7 @@ LAYERS = (
     {"generate"},
     {"needle", "convert", "tokenize"},
     {"train"},
-    {"ahead"},
+    {"ahead", "bench"},
 )
 """Modules and packages of the core from the bottom up; each uses only what stands below it."""
 

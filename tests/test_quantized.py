@@ -1,0 +1,258 @@
+"""Weights in 8 bits: what is rounded, and that the model of the rounded weights is what runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from recipes import TEXT, changed
+
+from lwm_core import convert, costs, transformer
+from lwm_core.axes import MeshSizes
+from lwm_core.config import ModelConfig
+from lwm_core.costs import Work
+from lwm_core.decode import generate
+from lwm_core.errors import ConfigError, FormatError, UsageError
+from lwm_core.execution import Execution
+from lwm_core.layers import MOST_ROWS_OF_DIGITS, lookup, product
+from lwm_core.load import load_model
+from lwm_core.mesh import make_mesh
+from lwm_core.sampling import Sampling
+from lwm_core.source import Source, open_source, quantized
+from lwm_core.train import read_recipe
+from lwm_core.train.start import start_of
+from lwm_core.types import Quantized, Tokens
+from lwm_core.weights import read_stacked
+
+MATRICES = ("embed", "head", "wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path) -> Source:
+    return open_source(str(tiny_model))
+
+
+@pytest.fixture(scope="session")
+def rounded(tiny: Source) -> Source:
+    return quantized(tiny, "int8")
+
+
+@pytest.fixture(scope="session")
+def plain(rounded: Source) -> dict[str, np.ndarray]:
+    """The numbers that the rounded weights stand for, float32."""
+    weights = dict(read_stacked(rounded.weights, rounded.config))
+    return {
+        name: weight * weights[f"{name}_scales"][..., None] if weight.dtype == np.int8 else weight
+        for name, weight in weights.items()
+        if not name.endswith("_scales")
+    }
+
+
+def logits(config: ModelConfig, weights: dict, how: Execution | None = None) -> np.ndarray:
+    ids = np.arange(48, dtype=np.int32).reshape(2, 24) * 11 % config.vocab
+    positions = np.broadcast_to(np.arange(24, dtype=np.int32), ids.shape)
+    tokens = Tokens(ids, positions, np.ones_like(ids))
+    params = jax.tree.map(jnp.asarray, transformer.nest(dict(weights)))
+    how = how or Execution(make_mesh("dp=1", jax.devices()[:1]))
+    return np.asarray(transformer.forward(params, config, tokens, how))
+
+
+# Rounding
+
+
+def test_matrices_are_rounded_by_their_rows(tiny: Source, rounded: Source) -> None:
+    whole = dict(read_stacked(tiny.weights, tiny.config))
+    weights = dict(read_stacked(rounded.weights, rounded.config))
+    integers = {name.rpartition(".")[2] for name, one in weights.items() if one.dtype == np.int8}
+    assert integers == set(MATRICES)
+    for name, weight in weights.items():
+        if weight.dtype != np.int8:
+            continue
+        scales = weights[f"{name}_scales"]
+        assert scales.dtype == np.float32
+        assert np.abs(weight).max(axis=-1).min() == 127  # the largest of every row
+        assert weight.min() >= -127
+        error = np.abs(weight * scales[..., None] - whole[name])
+        assert (error <= 0.501 * scales[..., None]).all()
+    for name in ("norm", "layers.attention_norm"):
+        assert np.array_equal(weights[name], whole[name])
+
+
+def test_a_row_of_zeros_stays(tiny: Source) -> None:
+    class Zeros:
+        dtype = "float32"
+
+        def read(self, name: str, layer: int | None = None) -> np.ndarray:
+            return np.zeros_like(tiny.weights.read(name, layer))
+
+    source = quantized(dataclasses.replace(tiny, weights=Zeros()), "int8")
+    assert not source.weights.read("layers.wq", 0).any()
+    assert not source.weights.read("layers.wq_scales", 0).any()
+
+
+# Products
+
+
+@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS_OF_DIGITS, MOST_ROWS_OF_DIGITS + 1, 40])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_products(rows: int, dtype: str) -> None:
+    rng = np.random.default_rng(rows)
+    values = rng.integers(-127, 128, (300, 1000), dtype=np.int8)
+    scales = rng.uniform(0.1, 2, 300).astype(np.float32)
+    # Some activations of language models are hundreds of times the others.
+    x = rng.normal(size=(rows, 1000)) * np.where(rng.random(1000) < 0.01, 100, 1)
+    x = jnp.asarray(x, dtype)
+    expected = np.asarray(x, np.float64) @ (values * scales[:, None].astype(np.float64)).T
+    found = jax.jit(product)(x, Quantized(values, scales))
+    assert found.dtype == jnp.float32
+    error = np.abs(found - expected).max(axis=-1) / expected.std(axis=-1)
+    assert error.max() < (2e-3 if dtype == "float32" else 5e-3)
+
+
+def test_what_two_digits_hold_is_exact() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(-127, 128, (64, 128), dtype=np.int8)
+    x = rng.integers(-32512, 32513, (2, 128)).astype(np.float32)
+    x[:, 0] = 32512, -32512
+    found = jax.jit(product)(x, Quantized(values, np.full(64, 0.5, np.float32)))
+    expected = x.astype(np.int64) @ values.T.astype(np.int64) / 2
+    assert np.allclose(found, expected, rtol=3e-7, atol=0)
+
+
+def test_zeros_and_rows_of_a_table() -> None:
+    values = np.arange(-6, 6, dtype=np.int8).reshape(4, 3)
+    table = Quantized(jnp.asarray(values), jnp.arange(4.0))
+    assert not np.asarray(product(jnp.zeros((1, 3)), table)).any()
+    assert np.array_equal(lookup(table, np.array([[3, 1]])), [[3 * values[3], values[1]]])
+
+
+# Models
+
+
+def test_the_model_is_that_of_the_rounded_weights(
+    tiny: Source, rounded: Source, plain: dict[str, np.ndarray]
+) -> None:
+    expected = logits(tiny.config, plain)
+    found = logits(rounded.config, dict(read_stacked(rounded.weights, rounded.config)))
+    assert np.abs(found - expected).max() < 2e-5 * expected.std()
+
+
+@pytest.mark.parametrize("mesh", ["tp=2", "fsdp=2,tp=2", "fsdp=4,sp=2"])
+def test_on_many_devices(rounded: Source, plain: dict[str, np.ndarray], mesh: str) -> None:
+    count = math.prod(int(axis[-1]) for axis in mesh.split(","))
+    how = Execution(make_mesh(mesh, jax.devices()[:count]))
+    weights = dict(read_stacked(rounded.weights, rounded.config))
+    params = transformer.nest(weights)
+    params = jax.tree.map(jax.device_put, params, transformer.shardings(rounded.config, how))
+    expected = logits(dataclasses.replace(rounded.config, quantized=None), plain)
+    found = logits(rounded.config, transformer.flatten(params), how)
+    assert np.abs(found - expected).max() < 2e-4 * expected.std()
+
+
+@pytest.mark.parametrize("cache", [None, "int8"])
+def test_written_token_by_token(
+    tiny_model: Path, rounded: Source, plain: dict[str, np.ndarray], cache: str | None
+) -> None:
+    """What is likeliest after all that was written, as one pass over the plain weights has it."""
+    model = load_model(str(tiny_model), mesh="dp=8", quantize="int8", cache=cache)
+    assert isinstance(model.params["layers"], list)
+    prompt = [5, 17, 400, 33]
+    greedy = Sampling(temperature=0)
+    parts = generate(model, [prompt], modality="text", sampling=greedy, max_tokens=12, stops=False)
+    written = np.concatenate(list(parts), axis=1)[0].tolist()
+    ids = np.asarray([prompt + written], np.int32)
+    tokens = Tokens(ids, np.arange(ids.size, dtype=np.int32)[None], np.ones_like(ids))
+    params = jax.tree.map(jnp.asarray, transformer.nest(plain))
+    config = dataclasses.replace(rounded.config, quantized=None)
+    expected = transformer.forward(params, config, tokens, model.how)[0, :, : config.text_vocab]
+    for place, token in enumerate(written, start=len(prompt) - 1):
+        row = np.asarray(expected[place])
+        assert row[token] >= row.max() - (0.02 if cache else 1e-3) * row.std()
+
+
+# Files
+
+
+def test_stored_and_read_again(
+    tiny_model: Path, rounded: Source, plain: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    target = tmp_path / "small"
+    done = convert.convert(rounded, target, dtype="float32", verify=True)
+    assert done.dtype == "int8"
+    size = (target / "model.safetensors").stat().st_size
+    assert done.bytes < size < 0.4 * (tiny_model / "model.safetensors").stat().st_size
+    made = open_source(str(target))
+    assert made.config == rounded.config
+    assert quantized(made, "int8") is made
+    found = logits(made.config, dict(read_stacked(made.weights, made.config)))
+    expected = logits(dataclasses.replace(made.config, quantized=None), plain)
+    assert np.abs(found - expected).max() < 2e-5 * expected.std()
+
+
+def test_damaged(rounded: Source, tmp_path: Path) -> None:
+    convert.convert(rounded, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    values = json.loads(config.read_text())
+    others = {"quant_method": "gptq", "bits": 4}
+    config.write_text(json.dumps(values | {"quantization_config": others}))
+    with pytest.raises(ConfigError, match="quantization_config"):
+        open_source(str(tmp_path / "model"))
+    del values["quantization_config"]
+    config.write_text(json.dumps(values))
+    with pytest.raises(FormatError, match="stored as int8"):
+        open_source(str(tmp_path / "model"))
+
+
+def test_whole_weights_are_not_taken_for_rounded_ones(tiny: Source, tmp_path: Path) -> None:
+    convert.convert(tiny, tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    ours = {"quantization_config": {"quant_method": "lwm", "bits": 8}}
+    config.write_text(json.dumps(json.loads(config.read_text()) | ours))
+    with pytest.raises(FormatError, match=r"embed_tokens.weight"):
+        open_source(str(tmp_path / "model"))
+
+
+# Refusals
+
+
+def test_other_formats_do_not_have_it(rounded: Source, tmp_path: Path) -> None:
+    for to in ("hf", "lwm-jax"):
+        with pytest.raises(UsageError, match=f"--to {to} has no numbers of 8 bits"):
+            convert.plan(rounded, tmp_path / "model", to=to)
+
+
+def test_an_unknown_kind(tiny: Source) -> None:
+    with pytest.raises(UsageError, match="quantize 'int3' is unknown; choose one of int8"):
+        quantized(tiny, "int3")
+
+
+def test_it_does_not_learn(rounded: Source, tmp_path: Path) -> None:
+    convert.convert(rounded, tmp_path / "model")
+    recipe = changed(changed(TEXT, "model", None), "start_from", str(tmp_path / "model"))
+    with pytest.raises(ConfigError, match="is in 8 bits and can't learn"):
+        start_of(read_recipe(recipe), tmp_path, begins=True)
+
+
+# Costs
+
+
+@pytest.mark.parametrize("mesh", ["dp=1", "tp=2", "fsdp=2"])
+def test_bytes_of_the_weights(rounded: Source, mesh: str) -> None:
+    """A plan counts one byte for each number; norms and scales have more, but are few."""
+    config = dataclasses.replace(rounded.config, hidden=512, intermediate=1024, head_dim=128)
+    how = Execution(make_mesh(mesh, jax.devices()[: int(mesh[-1])]))
+    held = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(transformer.abstract_params(config, how))
+    )
+    work = Work(config, "decode", 64)
+    counted = costs.memory(work, MeshSizes(**how.mesh.shape)).parameters
+    assert counted == pytest.approx(held, rel=0.02)
+    plain = Work(dataclasses.replace(config, quantized=None), "decode", 64)
+    assert costs.memory(plain, MeshSizes(**how.mesh.shape)).parameters == 2 * counted
