@@ -24,7 +24,7 @@ from lwm_core.errors import FormatError, OutputError, UsageError
 from lwm_core.formats.torch_bin import TorchFiles
 from lwm_core.tensor_files import Shape, TensorFiles, read_json, write_json, write_tensors
 from lwm_core.vocabulary import AnyTokenizer
-from lwm_core.weights import Weights, layers_of
+from lwm_core.weights import Rounded, Weights, layers_of
 
 CONFIG = "config.json"
 VQGAN = "vqgan"
@@ -119,7 +119,7 @@ class DirectoryWeights(StoredWeights):
                 f"{directory}: config.json says {config.layers} layers, and there are only "
                 f"{len(files.names)} tensors"
             )
-        super().__init__(directory, files, transformer.parameters(config))
+        super().__init__(directory, files, transformer.stored(config))
 
 
 def open_tensors(directory: Path) -> TensorFiles | TorchFiles:
@@ -177,7 +177,9 @@ def fill_directory(
     read again and compared with what was meant.
     Raises UsageError when `dtype` is unknown, and OutputError when the disk gives other bytes back.
     """
-    table = transformer.parameters(config)
+    table = transformer.stored(config)
+    if isinstance(weights, Rounded) and weights.packed:
+        weights = weights.packed
     tensors = stored_tensors(table, numpy_dtype(dtype).name)
     write_tensors(folder, tensors, _stored(table, weights), on_bytes)
     values = {**config.to_json(), "torch_dtype": dtype}

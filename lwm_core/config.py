@@ -24,8 +24,8 @@ but copies of weights; the input and the attention of each block; the input of e
 every sqrt(L)-th."""
 
 
-Quantization = Literal["int8"]
-"""Fewer bits for the weights of matrices."""
+Quantization = Literal["int8", "int4"]
+"""Fewer bits for the weights of matrices. Those of 4 bits are stored so and computed with in 8."""
 
 MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 """The matrices of a layer: of its attention, then of its feed-forward."""
@@ -111,9 +111,9 @@ class ModelConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The `config.json` of a model directory: a Hugging Face Llama config, `lwm` added."""
-        quantized = {"quantization_config": OURS_IN_8_BITS} if self.quantized else {}
+        ours = {"quantization_config": OURS[self.quantized]} if self.quantized else {}
         return {
-            **quantized,
+            **ours,
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",
@@ -147,8 +147,9 @@ class ModelConfig:
         Raises ConfigError, naming the key, when a size is missing or no size, and when the model
         computes anything that ours does not.
         """
-        quantized = values.get("quantization_config")
-        if quantized not in (None, OURS_IN_8_BITS):
+        quantization = values.get("quantization_config")
+        quantized = next((kind for kind, ours in OURS.items() if ours == quantization), None)
+        if quantization and not quantized:
             raise ConfigError(
                 "config.json: quantization_config: quantized weights of Hugging Face are not read; "
                 "give the model that they were made of, or a GGUF file"
@@ -171,13 +172,16 @@ class ModelConfig:
             tie_embeddings=bool(values.get("tie_word_embeddings", False)),
             bos_id=_whole(values, "bos_token_id", 1, least=0),
             eos_id=_whole(values, "eos_token_id", 2, least=0),
-            quantized="int8" if quantized else None,
+            quantized=quantized,
             **_vocabulary(values),
         )
 
 
-OURS_IN_8_BITS = {"quant_method": "lwm", "bits": 8}
-"""What `config.json` says where matrices are int8; other programs then refuse the model."""
+OURS: dict[Quantization, dict[str, Any]] = {
+    "int8": {"quant_method": "lwm", "bits": 8},
+    "int4": {"quant_method": "lwm", "bits": 4},
+}
+"""What `config.json` says of quantized weights, so that other programs refuse the model."""
 
 
 _ONLY = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}

@@ -64,14 +64,16 @@ def plan(
     if to not in get_args(Format):
         raise UsageError(f"format {to!r} is unknown; choose one of {', '.join(get_args(Format))}")
     if source.config.quantized and to != "lwm":
-        raise UsageError(f"--to {to} has no numbers of 8 bits: leave out --quantize, or --to")
+        raise UsageError(
+            f"--to {to} holds no {source.config.quantized}: leave out the one or other"
+        )
     checkpoint.check_new(dst, force=force)
     number = checkpoint.numpy_dtype(dtype or source.weights.dtype)
     if to == "lwm-jax":
         _check_original(source)
         tensors = [(shape, number.name) for shape in stored_shapes(source.config).values()]
     else:
-        table = transformer.parameters(source.config)
+        table = transformer.stored(source.config)
         tensors = list(checkpoint.stored_tensors(table, number.name).values())
     image = vqgan.shapes(source.image.config) if source.image else {}
     planned = Plan(

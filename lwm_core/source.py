@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from lwm_core import checkpoint, download, lora, registry, transformer, vqgan
+from lwm_core import checkpoint, download, lora, registry, vqgan
 from lwm_core.chat_templates import LWM, ChatStyle, read_template, recognise
 from lwm_core.config import ModelConfig, OriginalSizes, Quantization
 from lwm_core.errors import FormatError, ModelNotFound, TextOnly, UsageError
@@ -27,7 +27,7 @@ from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
 from lwm_core.hub.address import is_written
 from lwm_core.tensor_files import TensorFiles, read_json
 from lwm_core.vocabulary import AnyTokenizer, load_tokenizer
-from lwm_core.weights import Rounded, Weights
+from lwm_core.weights import Weights, rounded, unpacked
 
 STREAMS = ("params", "streaming_params", "streaming_train_state")
 """What the original calls its file of weights."""
@@ -120,17 +120,19 @@ def open_source(name: str, *, like: str | None = None) -> Source:
 def quantized(source: Source, kind: Quantization | None) -> Source:
     """A source whose matrices are rounded as they are read; one that is so already stays.
 
-    Raises UsageError for an unknown kind.
+    Raises UsageError for an unknown kind, and for a source of another kind.
     """
     if kind not in (None, *get_args(Quantization)):
         known = ", ".join(get_args(Quantization))
         raise UsageError(f"quantize {kind!r} is unknown; choose one of {known}")
-    if kind is None or source.config.quantized:
+    if kind is None or source.config.quantized == kind:
         return source
+    if source.config.quantized:
+        raise UsageError(
+            f"{source.path} is in {source.config.quantized}: give the model that it was made of"
+        )
     config = dataclasses.replace(source.config, quantized=kind)
-    return dataclasses.replace(
-        source, config=config, weights=Rounded(source.weights, transformer.parameters(config))
-    )
+    return dataclasses.replace(source, config=config, weights=rounded(source.weights, config))
 
 
 def _adapted(path: Path, like: str | None) -> Source:
@@ -138,7 +140,7 @@ def _adapted(path: Path, like: str | None) -> Source:
     base, _ = _find_base(path)
     source = open_source(base, like=like)
     if source.config.quantized:
-        raise UsageError(f"{path} is for a model in 8 bits: name there the one that it was made of")
+        raise UsageError(f"{path} is for a quantized model: name there the one that it was made of")
     how, factors = lora.open_adapter(path, source.config)
     return dataclasses.replace(source, path=path, weights=lora.Merged(source.weights, factors, how))
 
@@ -231,10 +233,11 @@ def _directory(name: str, path: Path) -> Source:
         values["max_position_embeddings"] = card.context
         assumed.append(f"a context of {card.context}, as {card.name} has")
     config = ModelConfig.from_json(values)
+    weights = checkpoint.DirectoryWeights(path, config)
     return Source(
         path,
         config,
-        checkpoint.DirectoryWeights(path, config),
+        unpacked(weights, config) if config.quantized == "int4" else weights,
         load_tokenizer(path),
         checkpoint.read_vqgan(path),
         checkpoint.read_habits(path),

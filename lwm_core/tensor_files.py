@@ -29,7 +29,7 @@ Shape = tuple[int, ...]
 _FILE_NAME = re.compile(r"[\w-][\w.-]{0,200}", re.ASCII)
 _NUMBERS = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"},
-    **{"I8": "int8", "I32": "int32"},
+    **{"I8": "int8", "U8": "uint8", "I32": "int32"},
 }
 _CODES = {name: code for code, name in _NUMBERS.items()}
 """Number formats as safetensors spells them, and as numpy does."""

@@ -26,6 +26,7 @@ from lwm_core.cache import cache_specs, remember, reserve
 from lwm_core.collectives import copy_to_tp, gather, sum_over_tp
 from lwm_core.config import LoraConfig, ModelConfig
 from lwm_core.execution import Execution
+from lwm_core.four_bits import GROUP
 from lwm_core.layers import (
     Adapted,
     Weight,
@@ -43,7 +44,9 @@ from lwm_core.types import Array, KVCache, Places, Quantized, Tokens
 Params = dict[str, Any]
 
 SCALES = "_scales"
-"""What a matrix of 8 bits is called, and this, are the scales of its rows."""
+"""What a quantized matrix is called, and this, are the scales of its rows or groups."""
+LEAST = "_least"
+"""And these the least values of its groups."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ def parameters(config: ModelConfig) -> dict[str, Parameter]:
     """The table of parameters by dotted name. Linear weights are `[out, in]`."""
     base = decoder(config)
     return (in_8_bits(base) if config.quantized else base) | adapters(config)
+
+
+def stored(config: ModelConfig) -> dict[str, Parameter]:
+    """The table of a model's files, without adapters."""
+    base = decoder(config)
+    return in_4_bits(base) if config.quantized == "int4" else parameters(replace(config, lora=None))
 
 
 def decoder(config: ModelConfig) -> dict[str, Parameter]:
@@ -134,6 +143,27 @@ def in_8_bits(table: Mapping[str, Parameter]) -> dict[str, Parameter]:
         axes = (*outer, "norm" if rows == "embed" else rows)
         file = f"{parameter.hf_name}_scale"
         quantized[f"{name}{SCALES}"] = Parameter(parameter.shape[:-1], axes, None, file, "float32")
+    return quantized
+
+
+def in_4_bits(table: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """The table with matrices of layers in 4 bits (`four_bits.pack`), as they are stored.
+
+    NAME are the codes, NAME_scales and NAME_least what belongs to their groups. Embeddings and
+    head, and matrices whose inputs are no whole groups, stay in 8 bits.
+    """
+    quantized = in_8_bits(table)
+    for name, parameter in table.items():
+        inputs = parameter.shape[-1]
+        if not parameter.stacked or parameter.spread is None or inputs % GROUP:
+            continue
+        outer = parameter.shape[:-1]
+        quantized[name] = replace(parameter, shape=(*outer, inputs // 2), dtype="uint8")
+        for part in (SCALES, LEAST):
+            file = f"{parameter.hf_name}{part.replace('scales', 'scale')}"
+            quantized[name + part] = replace(
+                parameter, shape=(*outer, inputs // GROUP), hf_name=file, dtype="float16"
+            )
     return quantized
 
 

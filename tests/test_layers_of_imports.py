@@ -20,7 +20,7 @@ CLI = Path(lwm_cli.__file__).parent
 
 LAYERS = (
     {"errors", "types", "wording", "backend"},
-    {"config", "registry", "atomic", "hardware", "quantize", "distributed"},
+    {"config", "registry", "atomic", "hardware", "quantize", "four_bits", "distributed"},
     {"axes", "execution", "collectives", "kernels"},
     {"costs", "mesh", "ring", "cache"},
     {"plan", "attention", "memory"},

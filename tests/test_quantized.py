@@ -1,4 +1,4 @@
-"""Weights in 8 bits: what is rounded, and that the model of the rounded weights is what runs."""
+"""Quantized weights: what is rounded, and that the model of the rounded weights is what runs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import math
 from pathlib import Path
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes import TEXT, changed
 
-from lwm_core import convert, costs, transformer
+from lwm_core import convert, costs, four_bits, transformer
 from lwm_core.axes import MeshSizes
 from lwm_core.config import ModelConfig
 from lwm_core.costs import Work
@@ -25,11 +26,13 @@ from lwm_core.load import load_model
 from lwm_core.mesh import make_mesh
 from lwm_core.sampling import Sampling
 from lwm_core.source import Source, open_source, quantized
+from lwm_core.tensor_files import TensorFiles
 from lwm_core.train import read_recipe
 from lwm_core.train.start import start_of
 from lwm_core.types import Quantized, Tokens
 from lwm_core.weights import read_stacked
 
+Q4_1 = gguf.GGMLQuantizationType.Q4_1
 MATRICES = ("embed", "head", "wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 
@@ -94,6 +97,48 @@ def test_a_row_of_zeros_stays(tiny: Source) -> None:
     source = quantized(dataclasses.replace(tiny, weights=Zeros()), "int8")
     assert not source.weights.read("layers.wq", 0).any()
     assert not source.weights.read("layers.wq_scales", 0).any()
+
+
+@pytest.fixture(scope="session")
+def in_4_bits(tiny: Source) -> Source:
+    return quantized(tiny, "int4")
+
+
+def test_groups_in_4_bits_are_those_of_another_library() -> None:
+    """GGUF's Q4_1 has the same groups and steps; codes on the border may fall otherwise."""
+    weight = np.random.default_rng(0).normal(size=(96, 256)).astype(np.float32)
+    weight[0, :32] = 3  # a group without reach
+    theirs = gguf.dequantize(gguf.quantize(weight, Q4_1), Q4_1)
+    packed = four_bits.pack(weight)
+    ours = four_bits.unpack(packed)
+    assert packed.codes.nbytes * 2 == weight.size
+    assert packed.scales.dtype == packed.least.dtype == np.float16
+    steps = np.repeat(packed.scales.astype(np.float32), 32, axis=1)
+    assert (np.abs(ours - weight) <= 0.52 * steps + 2e-3).all()
+    assert np.mean(np.abs(ours - theirs) < 2e-3) > 0.95
+    assert np.square(ours - weight).mean() < 1.001 * np.square(theirs - weight).mean()
+    assert np.array_equal(ours[0, :32], weight[0, :32])
+
+
+def test_what_4_bits_can_hold_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (8, 64))
+    codes[:, ::32], codes[:, 1::32] = 0, 15
+    scales = np.repeat(2.0 ** rng.integers(-6, 3, (8, 2)), 32, axis=1)
+    weight = (codes - 7) * scales
+    assert np.array_equal(four_bits.unpack(four_bits.pack(weight)), weight)
+
+
+def test_layers_have_4_bits_and_the_tables_8(tiny: Source, in_4_bits: Source) -> None:
+    """What the model computes with are the rows, in 8 bits, of the matrices that 4 bits make."""
+    whole = dict(read_stacked(tiny.weights, tiny.config))
+    weights = dict(read_stacked(in_4_bits.weights, in_4_bits.config))
+    coarse = np.stack([four_bits.unpack(four_bits.pack(one)) for one in whole["layers.wq"]])
+    found = weights["layers.wq"] * weights["layers.wq_scales"][..., None]
+    assert np.abs(found - coarse).max() <= 0.51 * weights["layers.wq_scales"].max()
+    eight = dict(read_stacked(quantized(tiny, "int8").weights, in_4_bits.config))
+    for name in ("embed", "head", "layers.w_down"):  # 48 inputs are no whole groups
+        assert np.array_equal(weights[name], eight[name])
 
 
 # Products
@@ -179,6 +224,25 @@ def test_written_token_by_token(
 # Files
 
 
+def test_4_bits_stored_and_read_again(in_4_bits: Source, tmp_path: Path) -> None:
+    done = convert.convert(in_4_bits, tmp_path / "small", verify=True)
+    assert done.dtype == "int4"
+    stored = TensorFiles(tmp_path / "small")
+    packed = stored.read("model.layers.1.self_attn.q_proj.weight", (32, 16))
+    assert packed.dtype == np.uint8
+    made = open_source(str(tmp_path / "small"))
+    before, after = (dict(read_stacked(one.weights, one.config)) for one in (in_4_bits, made))
+    assert before.keys() == after.keys()
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    again = convert.convert(made, tmp_path / "again")
+    assert again.bytes == done.bytes
+    names = ("small", "again")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in names]
+    assert files[0] == files[1]
+    with pytest.raises(UsageError, match="is in int4: give the model that it was made of"):
+        quantized(made, "int8")
+
+
 def test_stored_and_read_again(
     tiny_model: Path, rounded: Source, plain: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
@@ -223,19 +287,19 @@ def test_whole_weights_are_not_taken_for_rounded_ones(tiny: Source, tmp_path: Pa
 
 def test_other_formats_do_not_have_it(rounded: Source, tmp_path: Path) -> None:
     for to in ("hf", "lwm-jax"):
-        with pytest.raises(UsageError, match=f"--to {to} has no numbers of 8 bits"):
+        with pytest.raises(UsageError, match=f"--to {to} holds no int8"):
             convert.plan(rounded, tmp_path / "model", to=to)
 
 
 def test_an_unknown_kind(tiny: Source) -> None:
-    with pytest.raises(UsageError, match="quantize 'int3' is unknown; choose one of int8"):
+    with pytest.raises(UsageError, match="quantize 'int3' is unknown; choose one of int8, int4"):
         quantized(tiny, "int3")
 
 
 def test_it_does_not_learn(rounded: Source, tmp_path: Path) -> None:
     convert.convert(rounded, tmp_path / "model")
     recipe = changed(changed(TEXT, "model", None), "start_from", str(tmp_path / "model"))
-    with pytest.raises(ConfigError, match="is in 8 bits and can't learn"):
+    with pytest.raises(ConfigError, match="is quantized and can't learn"):
         start_of(read_recipe(recipe), tmp_path, begins=True)
 
 

@@ -147,7 +147,7 @@ def _from_model(recipe: LanguageRecipe, name: str, prose: str) -> Start:
     source = open_source(name)
     if source.config.quantized:
         raise ConfigError(
-            f"start_from: {name} is in 8 bits and can't learn: give the model that it was made of"
+            f"start_from: {name} is quantized and can't learn: give the model that it was made of"
         )
     if recipe.lora and isinstance(source.weights, Merged):
         raise ConfigError(
