@@ -48,6 +48,9 @@ SCALES = "_scales"
 LEAST = "_least"
 """And these the least values of its groups."""
 
+ROUNDED_TO_4_BITS = ("wq", "wk", "wo", "w_gate", "w_up")
+"""Matrices of a layer; the others stay in 8 bits where these are in 4."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -150,12 +153,13 @@ def in_4_bits(table: Mapping[str, Parameter]) -> dict[str, Parameter]:
     """The table with matrices of layers in 4 bits (`four_bits.pack`), as they are stored.
 
     NAME are the codes, NAME_scales and NAME_least what belongs to their groups. Embeddings and
-    head, and matrices whose inputs are no whole groups, stay in 8 bits.
+    head stay in 8 bits, and so do values and the way out of the feed-forward, whose rounding costs
+    the most, and matrices whose inputs are no whole groups.
     """
     quantized = in_8_bits(table)
     for name, parameter in table.items():
         inputs = parameter.shape[-1]
-        if not parameter.stacked or parameter.spread is None or inputs % GROUP:
+        if name.removeprefix("layers.") not in ROUNDED_TO_4_BITS or inputs % GROUP:
             continue
         outer = parameter.shape[:-1]
         quantized[name] = replace(parameter, shape=(*outer, inputs // 2), dtype="uint8")
