@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -36,6 +37,16 @@ def open_original(folder: Path) -> tuple[ModelConfig, Params]:
     weights = LwmJaxWeights(StreamingFile(folder / "streaming_params"), sizes)
     tensors = read_stacked(weights, weights.config)
     return weights.config, nest({name: jnp.asarray(tensor) for name, tensor in tensors})
+
+
+def stacked(params: Params) -> Params:
+    """Weights that are split, with one array for all layers again."""
+
+    @jax.jit
+    def stack(layers: list[Params]) -> Params:
+        return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+
+    return {**params, "layers": stack(params["layers"])}
 
 
 def stored(directory: Path) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from originals import stored
+from originals import stacked, stored
 from PIL import Image
 from recipes import TEXT, changed
 
@@ -143,8 +143,8 @@ def test_adapters(recipe: dict[str, Any], tiny_model: Path, tmp_path: Path) -> N
     recipe |= {"lora": {"rank": 2, "matrices": ["wq", "w_down"]}}
     list(train(recipe, output=tmp_path / "run"))
     assert lora.is_adapter(tmp_path / "run/model")
-    base = transformer.flatten(load_model(str(tiny_model)).params)
-    made = transformer.flatten(load_model(str(tmp_path / "run/model")).params)
+    base = transformer.flatten(stacked(load_model(str(tiny_model)).params))
+    made = transformer.flatten(stacked(load_model(str(tmp_path / "run/model")).params))
     moved = {name for name, weight in base.items() if not np.array_equal(weight, made[name])}
     assert moved == {"layers.wq", "layers.w_down"}
     losses = [line["loss"] for line in metrics(tmp_path / "run")]

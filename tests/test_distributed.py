@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from originals import stacked
 from recipes import TEXT
 
 from lwm_cli.app import main
@@ -57,12 +58,13 @@ written = [
 import numpy as np
 from jax.experimental import multihost_utils
 from lwm_core import transformer
+from originals import stacked
 shapes, gather = [], multihost_utils.process_allgather
 def watched(array, **how):
     shapes.append(array.shape)
     return gather(array, **how)
 multihost_utils.process_allgather = watched
-weights = transformer.to_numpy(loaded.params)
+weights = transformer.to_numpy(stacked(loaded.params))
 assert max(map(len, shapes)) == 2, shapes  # a layer at a time
 np.savez(Path(output) / f"weights-{number}.npz", **weights)
 """
@@ -113,6 +115,7 @@ def together(
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "LWM_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
     processes = []
     for number in map(str, range(count)):
@@ -153,7 +156,7 @@ def test_two_processes_write_the_tokens_of_one(tmp_path: Path, tiny_model: Path)
         assert code == 0, errors
         assert json.loads((tmp_path / str(number)).read_text()) == alone
     first, other = (np.load(tmp_path / f"weights-{number}.npz") for number in (0, 1))
-    weights = transformer.to_numpy(loaded.params)
+    weights = transformer.to_numpy(stacked(loaded.params))
     assert set(first) == weights.keys()
     assert not set(other)  # which only helps
     for name, weight in weights.items():
@@ -216,7 +219,7 @@ def test_two_processes_train_as_one(tmp_path: Path, reference: Path) -> None:
         each.name for each in (tmp_path / "one").iterdir()
     }
     ours, theirs = (
-        transformer.flatten(load_model(str(tmp_path / name / "model")).params)
+        transformer.flatten(stacked(load_model(str(tmp_path / name / "model")).params))
         for name in ("two", "one")
     )
     assert ours.keys() == theirs.keys()
