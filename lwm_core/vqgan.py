@@ -69,6 +69,7 @@ def _doubled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
             x, kernels[row, column], (1, 1), around, None, None, layout
         )
 
+    assert conv.bias is not None
     rows = [jnp.stack([at(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
     batch, height, width, channels = x.shape
     return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels) + conv.bias[...]
