@@ -28,8 +28,8 @@ __all__ = [
     "reply",
 ]
 
-BATCH = 8
-"""Frames per compiled call of the image tokenizer."""
+PIXELS = 8 * 64 * 64
+"""Of the frames per compiled call of the image tokenizer: larger ones gain nothing together."""
 
 OnProgress = Callable[[Progress], None]
 
@@ -48,13 +48,21 @@ def encode_media(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
             f"({model.context} tokens): show at most {room} (--frames)"
         )
     pixels = vqgan.to_unit(prepare(frames, image.config.resolution))
-    return vqgan.in_batches(lambda part: vqgan.encode(image, part), pixels, BATCH)
+    return vqgan.in_batches(lambda part: vqgan.encode(image, part), pixels, _at_once(image))
 
 
 def decode_frames(model: LoadedModel, codes: np.ndarray) -> np.ndarray:
     """Codes, int32 `[F, frame_codes]`, to pixels, uint8 `[F, resolution, resolution, 3]`."""
     image = _image_tokenizer(model)
-    return vqgan.in_batches(lambda part: vqgan.to_bytes(vqgan.decode(image, part)), codes, BATCH)
+
+    def draw(part: np.ndarray) -> np.ndarray:
+        return vqgan.to_bytes(vqgan.decode(image, part))
+
+    return vqgan.in_batches(draw, codes, _at_once(image))
+
+
+def _at_once(image: vqgan.VQGAN) -> int:
+    return max(1, PIXELS // image.config.resolution**2)
 
 
 def _image_tokenizer(model: LoadedModel) -> vqgan.VQGAN:

@@ -53,6 +53,28 @@ def _conv(inputs: int, outputs: int, rngs: nnx.Rngs, size: int = 3, **options: A
     return nnx.Conv(inputs, outputs, (size, size), rngs=rngs, **options)
 
 
+def _doubled(conv: nnx.Conv, x: jax.Array) -> jax.Array:
+    """A 3x3 convolution of `x` doubled by nearest neighbour, `[F, H, W, C]` to `[F, 2H, 2W, C]`.
+
+    Of three neighbours two are equal and need one product, by the sum of their weights: an even
+    and an odd row (and column) each see two of `x`, which is 4/9 of the work.
+    """
+    merged = jnp.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], x.dtype)
+    kernels = jnp.einsum("yip,xjq,pqco->yxijco", merged, merged, conv.kernel[...])
+
+    def at(row: int, column: int) -> jax.Array:
+        around = ((1 - row, row), (1 - column, column))
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernels[row, column], (1, 1), around, None, None, layout
+        )
+
+    assert conv.bias is not None
+    rows = [jnp.stack([at(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
+    batch, height, width, channels = x.shape
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels) + conv.bias[...]
+
+
 class ResidualBlock(nnx.Module):
     """Norm, silu, 3x3 convolution, twice, added to the input (through 1x1 if channels change)."""
 
@@ -131,7 +153,7 @@ class Decoder(nnx.Module):
             for block in chain:
                 z = block(z)
             if level < len(self.ups):
-                z = self.ups[level](z.repeat(2, axis=1).repeat(2, axis=2))
+                z = _doubled(self.ups[level], z)
         return self.conv_out(self.norm_out(z))
 
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lwm_core import vqgan
 from lwm_core.kernels import dense
+from lwm_core.media import read_media
 
 LENGTH = 2048
 
@@ -24,6 +26,11 @@ def ring(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def long(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark("long", monkeypatch)
+
+
+@pytest.fixture
+def vision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark("vision", monkeypatch)
 
 
 def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -66,6 +73,29 @@ def test_zigzag_shares_the_pairs_out_evenly(ring: ModuleType) -> None:
     assert zigzag.sum() == plain.sum() == 16 * 17 / 2
     assert ring.busiest(zigzag) == 1
     assert ring.busiest(plain) == pytest.approx(15.5 / 8.5)
+
+
+def test_the_plain_image_tokenizer_is_the_same(vision: ModuleType) -> None:
+    """Codes and pixels beside which ours are timed; of random weights none is zero."""
+    config, random = vision.TINY, np.random.default_rng(0)
+    tensors = {
+        name: random.normal(0, 0.1, shape).astype(np.float32)
+        for name, shape in vqgan.shapes(config).items()
+    }
+    model = vqgan.from_tensors(config, tensors)
+    pixels = random.uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    codes = vision.plain_encode(config, tensors, pixels)
+    np.testing.assert_array_equal(vqgan.encode(model, pixels), codes)
+    drawn = vision.plain_decode(config, tensors, codes)
+    np.testing.assert_allclose(vqgan.decode(model, codes), drawn, atol=1e-4)
+
+
+def test_the_film_that_is_timed_can_be_sought_in(vision: ModuleType, tmp_path: Path) -> None:
+    """It repeats its beginning, and is as long as was asked."""
+    vision.render(tmp_path / "film.mp4", 4, part=2)
+    clip = read_media(tmp_path / "film.mp4", frames=3)
+    np.testing.assert_allclose(clip.times, [0, 59 / 30, 119 / 30])
+    np.testing.assert_array_equal(clip.frames[1], clip.frames[2])
 
 
 def test_a_line_through_the_times_of_chunks(long: ModuleType) -> None:

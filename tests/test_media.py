@@ -315,6 +315,17 @@ def test_seeking_equals_decoding_everything(
     np.testing.assert_array_equal(part.frames, every[65:])
 
 
+def test_what_no_other_frame_needs_is_left_out(tmp_path: Path, decoded: list[int]) -> None:
+    """Any one frame is the same without those on the way to it that are no other's reference."""
+    path = make_clip(tmp_path / "clip.mp4", count=60, options=REORDERED)
+    for index, frame in enumerate(sequential(path)):
+        clip = read_media(path, frames=1, start=index / 25)
+        assert clip.times.tolist() == pytest.approx([index / 25])
+        np.testing.assert_array_equal(clip.frames[0], frame)
+    from_keyframes = sum(index % 20 + 1 for index in range(60))
+    assert len(decoded) < 0.85 * from_keyframes
+
+
 @pytest.mark.parametrize("name", ["reordered.avi", "bare.h264"])
 def test_frames_without_times_are_counted(tmp_path: Path, name: str) -> None:
     path = make_clip(tmp_path / name, options=REORDERED)

@@ -3,7 +3,7 @@
 One pass over the packets (read, not decoded) gives the exact time of every frame and where
 the keyframes are, whatever the container says or leaves out about rate, count and duration.
 Then a seek is worth it exactly when a keyframe lies well ahead on the way to the next
-wanted frame.
+wanted frame. Of what is decoded on the way there, H.264 marks what nothing else needs.
 """
 
 from __future__ import annotations
@@ -67,15 +67,16 @@ class Video:
     def _frames_at(self, indices: np.ndarray) -> Iterator[tuple[int, VideoFrame]]:
         keyframes = self._timeline.keyframes
         with _open(self._path) as (container, stream):
-            decoded = _decode(_packets(container, stream), stream, self._timeline)
+            timeline = self._timeline
+            decoded = _decode(_packets(container, stream), stream, timeline, indices)
             here, frame, given = -1, None, -1
             for position, wanted in enumerate(indices):
                 nearest = np.searchsorted(keyframes, wanted, "right") - 1
                 if self._aims and keyframes[nearest] - here > WORTH_A_SEEK:
                     with suppress(FFmpegError):  # can't seek: decode on from here
                         container.seek(int(self._aims[0][nearest]), stream=stream)
-                        packets = _after_seek(container, stream, self._timeline)
-                        decoded = _decode(packets, stream, self._timeline)
+                        packets = _after_seek(container, stream, timeline)
+                        decoded = _decode(packets, stream, timeline, indices)
                         here, frame = next(decoded, END)
                     if here > wanted:  # landed beyond or nowhere: this aim does not work here
                         del self._aims[0]
@@ -135,12 +136,19 @@ def _shown_is_guessed(container: InputContainer, stream: VideoStream, shown: lis
 
 
 def _decode(
-    packets: Iterator[Packet], stream: VideoStream, timeline: Timeline
+    packets: Iterator[Packet], stream: VideoStream, timeline: Timeline, wanted: np.ndarray
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """Yield (index, frame), leaving out what is damaged."""
+    """Yield (index, frame), leaving out what is damaged, and what neither is wanted nor needed.
+
+    Only H.264 says of every frame whether any other needs it; HEVC says it of layers of frames.
+    """
     last = len(timeline.ticks) - 1
     counter = count()
+    may_skip = timeline.aims and stream.codec_context.name == "h264"
+    ticks = {None, *timeline.ticks[wanted].tolist()}
     for packet in chain(packets, [None]):  # None: hand out the rest
+        if may_skip and packet is not None:
+            stream.codec_context.skip_frame = "DEFAULT" if packet.pts in ticks else "NONREF"
         try:
             frames = stream.decode(packet)
         except FFmpegError:
