@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import PartitionSpec
 
 from lwm_core.cache import cache_specs, empty_cache
@@ -38,7 +37,7 @@ DECODE_CHUNK = 32
 SMALLEST_CACHE = 256
 
 
-class DecodeState(struct.PyTreeNode):
+class DecodeState(NamedTuple):
     """Everything between two decoding calls.
 
     `logits` float32 `[rows, range]` are those of the next token among the ids of its modality,

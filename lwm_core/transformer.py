@@ -280,7 +280,7 @@ def hidden_states(
     unroll = config.layers if how.platform == "cpu" else 1
     (x, filled), _ = lax.scan(step, begun, layers, unroll=unroll)
     more = tokens.ids.shape[1] * (how.ways if shared else 1)
-    return rms_norm(x, norm, config.norm_eps), filled.replace(length=cache.length + more)
+    return rms_norm(x, norm, config.norm_eps), filled._replace(length=cache.length + more)
 
 
 def logits_of(

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import struct
 
 Array = jax.Array | np.ndarray
 
@@ -46,7 +45,7 @@ class Quantized(NamedTuple):
     scales: jax.Array
 
 
-class Tokens(struct.PyTreeNode):
+class Tokens(NamedTuple):
     """Ids with the positions and segments that say what they can see; each int32 `[B, T]`."""
 
     ids: Array
@@ -59,7 +58,7 @@ class Tokens(struct.PyTreeNode):
         return Places(self.positions, self.segments)
 
 
-class KVCache(struct.PyTreeNode):
+class KVCache(NamedTuple):
     """Keys and values of every layer, `[L, B, K, S, H]`, with their places, int32 `[B, S]`.
 
     `length` (int32 scalar) counts the slots in use; free slots have segment 0, which no real
@@ -78,7 +77,7 @@ class KVCache(struct.PyTreeNode):
         return Places(self.positions, self.segments)
 
 
-class Batch(struct.PyTreeNode):
+class Batch(NamedTuple):
     """One training batch, each `[B, T]`: inputs, what should come next, its weight.
 
     `inputs`, `targets`, `positions`, `segments` are int32; `weights` is float32.
