@@ -183,7 +183,7 @@ def film(
             begun = part.codes[:, : model.layout.frame_codes]
             yield from _frames(model, [wish], begun, frames - 1, sampling)
 
-    return _pictures(model, parts(), preview)
+    yield from _pictures(model, parts(), preview)
 
 
 class _Part(NamedTuple):
