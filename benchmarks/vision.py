@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.speed import clocked
 from lwm_core import backend, vqgan
+from lwm_core.bench import clocked
 from lwm_core.config import VQConfig
 from lwm_core.media import read_media
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from types import ModuleType
 
 import jax
 
 from lwm_core.errors import UsageError
 from lwm_core.execution import Execution
-from lwm_core.kernels import blockwise, dense, gpu, tpu
+from lwm_core.kernels import blockwise, dense
 from lwm_core.ring import ring_attention, visiting_attention
 from lwm_core.types import Attended, Places, Quantized
 
@@ -72,10 +73,10 @@ def check_implementation(name: str) -> None:
 
 
 def _fused(q: jax.Array, how: Execution) -> ModuleType:
-    """The kernel made for the device."""
+    """The kernel made for the device; the others are not even imported."""
     if how.platform not in FUSED:
         raise NotImplementedError(f"there is no fused kernel for a {how.platform}")
-    return FUSED[how.platform]
+    return import_module(f"lwm_core.kernels.{how.platform}")
 
 
 def _blockwise(q: jax.Array, how: Execution) -> ModuleType:
@@ -91,8 +92,8 @@ def _dense(q: jax.Array, how: Execution) -> None:
         raise NotImplementedError("dense attention does not see what other devices hold")
 
 
-FUSED = {"tpu": tpu, "gpu": gpu}
-"""The kernels made for a platform."""
+FUSED = ("tpu", "gpu")
+"""The platforms that have a kernel made for them, which has their name."""
 
 IMPLEMENTATIONS: dict[str, Callable[[jax.Array, Execution], ModuleType | None]] = {
     "fused": _fused,

@@ -86,7 +86,7 @@ def reserve(cache: KVCache, places: Places, *, shared: bool) -> KVCache:
         _enter(whole, part, (0,), cache.length, shared)
         for whole, part in zip(cache.places, places, strict=True)
     )
-    return cache.replace(positions=positions, segments=segments)
+    return cache._replace(positions=positions, segments=segments)
 
 
 def remember(
@@ -108,7 +108,7 @@ def remember(
         return whole, jax.tree.map(lambda all_layers: all_layers[layer], whole)
 
     (keys, all_keys), (values, all_values) = write(cache.keys, k), write(cache.values, v)
-    return cache.replace(keys=keys, values=values), all_keys, all_values
+    return cache._replace(keys=keys, values=values), all_keys, all_values
 
 
 def _enter(

@@ -146,7 +146,7 @@ def read_vqgan(directory: Path) -> vqgan.VQGAN | None:
     files = TensorFiles(folder)
     shapes = vqgan.shapes(config)
     tensors = {name: files.read(name, shape) for name, shape in shapes.items()}
-    return vqgan.from_tensors(config, {k: v.astype(np.float32) for k, v in tensors.items()})
+    return vqgan.from_tensors(config, {k: np.asarray(v, np.float32) for k, v in tensors.items()})
 
 
 def write_model(directory: Path, *args: Any, force: bool = False, **kwargs: Any) -> None:

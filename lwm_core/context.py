@@ -68,7 +68,7 @@ def keep(cache: KVCache, known: int, ways: int) -> KVCache:
     segments = jnp.where(cache.positions < known, cache.segments, 0)
     filled = np.flatnonzero(np.asarray(segments).any(axis=0))
     used = 1 + (filled % (segments.shape[1] // ways)).max(initial=-1)
-    return cache.replace(segments=segments, length=jnp.int32(ways * used))
+    return cache._replace(segments=segments, length=jnp.int32(ways * used))
 
 
 @partial(jax.jit, static_argnames=("slots", "how"))

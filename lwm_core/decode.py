@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import PartitionSpec
 
 from lwm_core.cache import cache_specs, empty_cache
@@ -38,12 +37,12 @@ DECODE_CHUNK = 32
 SMALLEST_CACHE = 256
 
 
-class DecodeState(struct.PyTreeNode):
+class DecodeState(NamedTuple):
     """Everything between two decoding calls.
 
     `logits` float32 `[rows, range]` are those of the next token among the ids of its modality,
     `position` int32 `[rows]` its position, `drawn` how many tokens were drawn, `done` bool `[n]`
-    which rows have ended (n is half of `rows` under guidance).
+    which rows have ended (n is half of `rows` under guidance); `seed` that of all draws.
     """
 
     cache: KVCache
@@ -51,7 +50,7 @@ class DecodeState(struct.PyTreeNode):
     position: jax.Array
     drawn: jax.Array
     done: jax.Array
-    key: jax.Array
+    seed: jax.Array
 
 
 def id_range(config: ModelConfig, modality: Modality) -> slice:
@@ -96,6 +95,7 @@ def _decode(
     In vision every `frame_codes + 1`-th token is the end-of-frame marker, whatever was drawn.
     """
     allowed = id_range(config, modality)
+    key = jax.random.key(state.seed)
     layout = FrameLayout.of(config)
     rows = state.done.shape[0]
     guided = state.logits.shape[0] == 2 * rows
@@ -109,7 +109,7 @@ def _decode(
         logits = guide(state.logits, sampling.guidance) if guided else state.logits
         if modality == "vision" and sampling.codes_only:
             logits = logits[:, : layout.codes]
-        token = draw_tokens(logits, sampling, jax.random.fold_in(state.key, state.drawn))
+        token = draw_tokens(logits, sampling, jax.random.fold_in(key, state.drawn))
         token = token + allowed.start
         if modality == "vision":
             marks = (state.drawn + 1) % layout.frame_tokens == 0
@@ -121,7 +121,7 @@ def _decode(
         tokens = Tokens(fed[:, None], state.position[:, None], jnp.ones_like(fed)[:, None])
         logits, cache = read(params, config, tokens, state.cache, how, allowed)
         drawn = state.drawn + 1
-        state = DecodeState(cache, logits, state.position + 1, drawn, done, state.key)
+        state = DecodeState(cache, logits, state.position + 1, drawn, done, state.seed)
         return step + 1, state, ids
 
     ids = jnp.zeros((rows, DECODE_CHUNK), jnp.int32)
@@ -190,14 +190,13 @@ def generate(
     cache, logits = _read(model, prompts, max_tokens, static, context, on_progress)
     guided = sampling.guidance != 1
     everywhere = partial(put, place=model.how.sharding(PartitionSpec()))
-    seed = jax.random.key(sampling.seed)
     state = DecodeState(
         cache=cache,
         logits=logits,
         position=everywhere(np.asarray([len(prompt) for prompt in prompts], np.int32)),
         drawn=everywhere(np.int32(0)),
         done=everywhere(np.zeros(len(prompts) // 2 if guided else len(prompts), bool)),
-        key=jax.random.wrap_key_data(everywhere(jax.random.key_data(seed))),
+        seed=everywhere(np.uint32(sampling.seed % 2**32)),
     )
     written = 0
     while written < max_tokens:
@@ -212,14 +211,16 @@ def generate(
         )
         if context is not None:
             context.cache = state.cache  # the one before is used up, whatever comes between
+        # As NumPy's: an operation on one of jax's is a program of its own.
+        ids, done = np.asarray(ids), np.asarray(state.done)
         new = int(state.drawn) - written
         written += new
         if context is not None:
             context.ids += ids[0, :new].tolist()
         if on_progress:
             on_progress(Progress("writing", written, max_tokens, "tokens"))
-        yield np.asarray(ids)[:, :new]
-        if bool(state.done.all()):
+        yield ids[:, :new]
+        if done.all():
             return
 
 

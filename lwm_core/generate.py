@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -157,9 +159,7 @@ def draw(
     model: LoadedModel, prompts: Sequence[str], *, sampling: Sampling, preview: bool = False
 ) -> Iterator[Progress | Frame]:
     """One picture for each prompt, in one batch; with `preview` also what is there so far."""
-    wishes = [make_prompt(model.tokenizer, prompt, "image") for prompt in prompts]
-    nothing = np.zeros((0, model.config.frame_codes), np.int32)
-    yield from _frames(model, wishes, nothing, 1, sampling, preview)
+    return _pictures(model, _draw(model, prompts, sampling), preview)
 
 
 def film(
@@ -183,13 +183,34 @@ def film(
             f"{frames} frames and a prompt of {len(wish)} tokens are more than the context of "
             f"{model.name} holds ({model.context} tokens): {what_to_do}"
         )
-    first = np.zeros((0, model.config.frame_codes), np.int32)
-    for event in draw(model, [prompt], sampling=image_sampling, preview=preview):
-        yield event
-        if isinstance(event, Frame) and event.complete:
-            first = event.codes[None]
-    if frames > 1:
-        yield from _frames(model, [wish], first, frames - 1, sampling, preview)
+
+    def parts() -> Iterator[_Part]:
+        for part in _draw(model, [prompt], image_sampling):
+            yield part
+        if frames > 1:
+            begun = part.codes[:, : model.layout.frame_codes]
+            yield from _frames(model, [wish], begun, frames - 1, sampling)
+
+    yield from _pictures(model, parts(), preview)
+
+
+class _Part(NamedTuple):
+    """All codes, `[rows, n]`, that were drawn so far behind the frames that had `begun`.
+
+    In the end there are `total`; that of a frame's end is one of them.
+    """
+
+    phase: str
+    begun: int
+    codes: np.ndarray
+    total: int
+
+
+def _draw(model: LoadedModel, prompts: Sequence[str], sampling: Sampling) -> Iterator[_Part]:
+    """The codes of one picture for each prompt."""
+    wishes = [make_prompt(model.tokenizer, prompt, "image") for prompt in prompts]
+    nothing = np.zeros((0, model.config.frame_codes), np.int32)
+    return _frames(model, wishes, nothing, 1, sampling)
 
 
 def _frames(
@@ -198,20 +219,17 @@ def _frames(
     begun: np.ndarray,
     count: int,
     sampling: Sampling,
-    preview: bool,
-) -> Iterator[Progress | Frame]:
+) -> Iterator[_Part]:
     """Draw `count` frames behind each wish and the frames that have `begun`, as codes.
 
     Under guidance the prompt without a wish is followed by the begun frames too.
     """
-    _image_tokenizer(model)
     layout, total = model.layout, count * model.layout.frame_tokens
     prompts = wishes
     if sampling.guidance != 1:
         prompts = wishes + [unconditional_prompt(model.tokenizer)] * len(wishes)
     past = layout.frames(begun, closed=False)
     drawn = np.zeros((len(wishes), 0), np.int32)
-    shown = 0
     for ids in generate(
         model,
         [prompt + past for prompt in prompts],
@@ -220,13 +238,34 @@ def _frames(
         max_tokens=total,
         stops=False,
     ):
-        drawn = np.concatenate([drawn, ids], axis=1)
-        yield Progress("filming" if past else "drawing", drawn.shape[1], total, "codes")
-        whole = drawn.shape[1] // layout.frame_tokens
-        for frame in range(shown, min(count, whole + preview)):
-            codes = drawn[:, frame * layout.frame_tokens :][:, : layout.frame_codes]
-            yield from _show(model, codes - layout.offset, len(begun) + frame, frame < whole)
+        drawn = np.concatenate([drawn, ids - layout.offset], axis=1)
+        yield _Part("filming" if past else "drawing", len(begun), drawn, total)
+
+
+def _pictures(
+    model: LoadedModel, parts: Iterator[_Part], preview: bool
+) -> Iterator[Progress | Frame]:
+    """Progress and pictures; one part of the codes is drawn while the one before is shown."""
+    _image_tokenizer(model)
+    layout, shown = model.layout, 0
+    for part in _one_ahead(parts):
+        yield Progress(part.phase, part.codes.shape[1], part.total, "codes")
+        whole = part.begun + part.codes.shape[1] // layout.frame_tokens
+        last = part.begun + part.total // layout.frame_tokens
+        for frame in range(shown, min(last, whole + preview)):
+            begin = (frame - part.begun) * layout.frame_tokens
+            codes = part.codes[:, begin : begin + layout.frame_codes]
+            yield from _show(model, codes, frame, frame < whole)
         shown = whole
+
+
+def _one_ahead(parts: Iterator[_Part]) -> Iterator[_Part]:
+    """Parts as they come from a thread, which makes the next while one is in use."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, parts, None)
+        while part := coming.result():
+            coming = maker.submit(next, parts, None)
+            yield part
 
 
 def _show(model: LoadedModel, codes: np.ndarray, index: int, complete: bool) -> Iterator[Frame]:

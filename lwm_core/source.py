@@ -18,7 +18,6 @@ from lwm_core import checkpoint, download, lora, registry, vqgan
 from lwm_core.chat_templates import LWM, ChatStyle, read_template, recognise
 from lwm_core.config import ModelConfig, OriginalSizes, Quantization
 from lwm_core.errors import FormatError, ModelNotFound, TextOnly, UsageError
-from lwm_core.formats.gguf_llama import GGUFModel
 from lwm_core.formats.lwm_jax import LwmJaxWeights, holds_vision
 from lwm_core.formats.streaming import StreamingFile
 from lwm_core.formats.torch_bin import TorchFiles
@@ -200,6 +199,8 @@ def open_image(name: str) -> vqgan.VQGAN:
 
 
 def _gguf(path: Path) -> Source:
+    from lwm_core.formats.gguf_llama import GGUFModel
+
     model = GGUFModel(path)
     template = model.chat_template
     return Source(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 from zlib import crc32
 
+import ml_dtypes  # noqa: F401  (tells numpy of bfloat16)
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -70,36 +72,38 @@ class SafetensorsFile:
     """One safetensors file. Raises FormatError when it is missing or not whole."""
 
     def __init__(self, path: Path):
-        self._path = path
-        with self._open() as file:
-            self.metadata: Mapping[str, str] = file.metadata() or {}
-            names = list(file.keys())
-            slices = {name: file.get_slice(name) for name in names}
-            self._shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
-            self._dtypes = {name: one.get_dtype() for name, one in slices.items()}
-        self.names: Collection[str] = self._shapes.keys()
+        if not path.exists():
+            raise FormatError(f"{path}: missing; fetch or convert the model again")
+        try:
+            with safe_open(path, framework="numpy"):  # compares the table with the file
+                pass
+        except (SafetensorError, OSError) as error:
+            raise FormatError(f"{path}: not whole ({error}); fetch or convert it again") from error
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            self._table: dict[str, dict[str, Any]] = json.loads(file.read(size))
+        self._path, self._begin = path, 8 + size
+        self.metadata: Mapping[str, str] = self._table.pop("__metadata__", None) or {}
+        self.names: Collection[str] = self._table.keys()
 
     def shape(self, name: str) -> Shape:
-        return self._shapes[name]
+        return tuple(self._table[name]["shape"])
 
     def dtype(self, name: str) -> str:
-        code = self._dtypes[name]
+        code = self._table[name]["dtype"]
         return _NUMBERS.get(code, code)
 
     def tensor(self, name: str) -> np.ndarray:
-        # Opened for each: what an open file has mapped and read counts as this program's memory.
-        with self._open() as file:
-            return file.get_tensor(name)
-
-    def _open(self) -> Any:
-        if not self._path.exists():
-            raise FormatError(f"{self._path}: missing; fetch or convert the model again")
-        try:
-            return safe_open(self._path, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise FormatError(
-                f"{self._path}: not whole ({error}); fetch or convert it again"
-            ) from error
+        """One tensor where it lies in the file: read page by page, when it is used."""
+        shape, dtype = self.shape(name), self.dtype(name)
+        if dtype not in _CODES:
+            known = ", ".join(_CODES)
+            raise FormatError(f"{self._path}: {name} is stored as {dtype}; what is read is {known}")
+        begin = self._begin + self._table[name]["data_offsets"][0]
+        # Mapped for each: what was read of a mapping counts as this program's memory.
+        with self._path.open("rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(mapping, dtype, math.prod(shape), begin).reshape(shape)
 
 
 class TensorFiles:

@@ -12,13 +12,14 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import tokenizers
+from typing import TYPE_CHECKING, Any
 
 from lwm_core.atomic import write_text
 from lwm_core.errors import FormatError, UsageError
 from lwm_core.tensor_files import read_json
+
+if TYPE_CHECKING:
+    import tokenizers
 
 FILE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
@@ -76,6 +77,8 @@ class JsonTokenizer:
         cls, text: str, settings: Mapping[str, Any], *, source: str | os.PathLike[str]
     ) -> JsonTokenizer:
         """Read what the two files hold; `source` names them in the FormatError of `load`."""
+        import tokenizers
+
         try:
             _check_kind(json.loads(text))
             tokenizer = tokenizers.Tokenizer.from_str(text)
@@ -97,6 +100,8 @@ class JsonTokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `tokenizer.json` and `tokenizer_config.json` into a folder. Raises OutputError."""
+        from tokenizers.processors import TemplateProcessing
+
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": None if self.bos_id is None else self._tokenizer.id_to_token(self.bos_id),
@@ -107,7 +112,7 @@ class JsonTokenizer:
         # Here, and not in the settings, others look for what goes in front.
         if self._adds_bos and self.bos_id is not None:
             begin = self._tokenizer.id_to_token(self.bos_id)
-            self._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+            self._tokenizer.post_processor = TemplateProcessing(
                 single=f"{begin} $A", special_tokens=[(begin, self.bos_id)]
             )
         write_text(Path(folder) / FILE, self._tokenizer.to_str(pretty=True) + "\n")

@@ -357,7 +357,7 @@ def hidden_states(
     reserved = reserve(cache, tokens.places, shared=shared)
     x, filled = _through_cached_layers(block, params["layers"], begun, reserved)
     more = tokens.ids.shape[1] * (how.ways if shared else 1)
-    return rms_norm(x, norm, config.norm_eps), filled.replace(length=cache.length + more)
+    return rms_norm(x, norm, config.norm_eps), filled._replace(length=cache.length + more)
 
 
 def logits_of(

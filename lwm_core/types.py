@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import struct
 
 Array = jax.Array | np.ndarray
 
@@ -46,7 +45,7 @@ class Quantized(NamedTuple):
     scales: jax.Array
 
 
-class Tokens(struct.PyTreeNode):
+class Tokens(NamedTuple):
     """Ids with the positions and segments that say what they can see; each int32 `[B, T]`."""
 
     ids: Array
@@ -62,7 +61,7 @@ class Tokens(struct.PyTreeNode):
 Numbers = jax.Array | Quantized
 
 
-class KVCache(struct.PyTreeNode):
+class KVCache(NamedTuple):
     """Keys and values of every layer, `[L, B, K, S, H]`, with their places, int32 `[B, S]`.
 
     Where layers are not scanned each has arrays of its own, in lists. `length` (int32 scalar)
@@ -82,7 +81,7 @@ class KVCache(struct.PyTreeNode):
         return Places(self.positions, self.segments)
 
 
-class Batch(struct.PyTreeNode):
+class Batch(NamedTuple):
     """One training batch, each `[B, T]`: inputs, what should come next, its weight.
 
     `inputs`, `targets`, `positions`, `segments` are int32; `weights` is float32.

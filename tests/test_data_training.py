@@ -129,7 +129,7 @@ def test_metrics_are_of_what_all_processes_have(
 
     def with_others(job: LanguageJob, batch: Batch) -> Batch:
         seen = np.where(np.arange(batch.targets.shape[1]) < 4, 520, batch.targets)
-        return placed(job, batch.replace(targets=seen))
+        return placed(job, batch._replace(targets=seen))
 
     monkeypatch.setattr(LanguageJob, "_placed", with_others)
     recipe["stages"] = [{"steps": 1, "length": 128, "rows": 2}]

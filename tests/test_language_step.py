@@ -101,7 +101,7 @@ def assert_near(ours: Any, theirs: Any, tolerance: float) -> None:
 def alone(example: Weighted, kind: int) -> Batch:
     """One example in a row, of whose targets only the text (0) or the vision (1) counts."""
     one = to_batch([[example]], 16)
-    return one.replace(weights=one.weights * ((one.targets >= TINY.text_vocab) == kind))
+    return one._replace(weights=one.weights * ((one.targets >= TINY.text_vocab) == kind))
 
 
 def test_packed_equals_separate() -> None:
@@ -191,7 +191,7 @@ def test_what_is_counted() -> None:
     vision = BATCH.targets >= TINY.text_vocab
     first = (BATCH.weights > 0) & ~(vision & (np.arange(4) > 0)[:, None])
     metrics = jax.jit(partial(language_metrics, TINY, on("dp=4")))(
-        PARAMS, BATCH.replace(weights=BATCH.weights * first)
+        PARAMS, BATCH._replace(weights=BATCH.weights * first)
     )
     assert metrics["tokens"] == first.sum()
     assert metrics["text_tokens"] == (first & ~vision).sum()
@@ -265,7 +265,7 @@ def test_a_step_that_is_left_out(name: str) -> None:
     before, run = start(settings, HERE), compiled(settings, HERE)
     endless = BATCH.weights.copy()
     endless[0, 2] = np.inf
-    state, metrics = run(before, BATCH.replace(weights=endless))
+    state, metrics = run(before, BATCH._replace(weights=endless))
     assert metrics["skipped"] == 1
     assert state.step == 1
     kept, given = ((one.params, one.moments.moments) for one in (state, before))

@@ -33,6 +33,16 @@ def test_top_k(k: int) -> None:
     assert np.array_equal(np.asarray(result)[expected], LOGITS[expected])
 
 
+@pytest.mark.parametrize("k", range(1, 10))
+def test_top_k_of_all_kinds_of_numbers(k: int) -> None:
+    """The k-th of them is found exactly, whatever their signs and sizes; what equals it stays."""
+    row = np.array([0.0, -0.0, 1e-37, -1e-37, 3e38, -3e38, -2.5, -2.5, 7.0, MASKED], np.float32)
+    logits = np.stack([row, -row[::-1], np.roll(row, 3) + 1])
+    least = -np.sort(-logits, axis=-1)[:, k - 1 : k]
+    result = np.asarray(keep_top_k(jnp.asarray(logits), k))
+    assert np.array_equal(result, np.where(logits < least, np.float32(MASKED), logits))
+
+
 @pytest.mark.parametrize("k", [0, 40, 8192])
 def test_top_k_that_keeps_all(k: int) -> None:
     assert np.array_equal(keep_top_k(jnp.asarray(LOGITS), k), LOGITS)

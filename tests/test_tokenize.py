@@ -51,9 +51,9 @@ def media(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> tuple[Callable, Callable]:
-    """How a model's image tokenizer is opened and compiled: for all tests once."""
-    return cache(open_image), cache(vqgan.quick_encoder)
+def opened() -> Callable:
+    """How a model's image tokenizer is opened: for all tests once."""
+    return cache(open_image)
 
 
 @pytest.fixture
@@ -61,12 +61,11 @@ def make(
     media: Path,
     tmp_path: Path,
     tiny_model: Path,
-    compiled: tuple[Callable, Callable],
+    opened: Callable,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Make:
     """Tokenizes the media, with the tiny model, into `data`."""
-    monkeypatch.setattr(flow, "open_image", compiled[0])
-    monkeypatch.setattr(vqgan, "quick_encoder", compiled[1])
+    monkeypatch.setattr(flow, "open_image", opened)
 
     def make(*sources: Path, folder: str = "data", **options: Any) -> Tokenized:
         given = {"model": str(tiny_model), "frames": None, **options}

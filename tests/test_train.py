@@ -390,7 +390,7 @@ def test_goes_on_with_another_image_tokenizer(tiny_model: Path, tmp_path: Path, 
     recipe["image_tokenizer"] = str(tmp_path / "same")
     list(train(recipe, output=tmp_path / "run"))
     made = checkpoint.read_vqgan(tmp_path / "run/model")
-    assert np.array_equal(made.codebook[...], vqgan.create(config, seed=7).codebook[...])
+    assert np.array_equal(made.codebook, vqgan.create(config, seed=7).codebook)
     recipe["image_tokenizer"] = str(tmp_path / "more")
     with pytest.raises(ConfigError, match=r"image_tokenizer: .*more does not fit"):
         list(train(recipe, output=tmp_path / "other"))

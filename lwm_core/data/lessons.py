@@ -107,7 +107,7 @@ class Lessons:
         batch = to_batch(rows, stage.length)
         ids = np.asarray(batch.inputs), np.asarray(batch.targets)
         inputs, targets = waiting.replaced(ids, self.encode)
-        return batch.replace(inputs=inputs, targets=targets)
+        return batch._replace(inputs=inputs, targets=targets)
 
     def _examples(
         self, stage: Stage, seed: int, index: int, rng: np.random.Generator, encode: Encode

@@ -108,7 +108,7 @@ def tokenize(
 
         for failure in found.failures:
             refuse(failure)
-        encode = meter.counting(vqgan.quick_encoder(image))
+        encode = meter.counting(partial(vqgan.encode, image))
         with closing(_decoded(waiting, read)) as clips:
             for medium, codes in _encoded(clips, encode, refuse):
                 data.add(examples(medium, codes, tasks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from glob import glob
 from hashlib import sha256
 from itertools import count, islice
@@ -211,5 +212,5 @@ def _no_frames(frames: np.ndarray) -> np.ndarray:
 
 
 def _encoder_of_frames(image: vqgan.VQGAN) -> Encode:
-    encode = vqgan.quick_encoder(image)
+    encode = partial(vqgan.encode, image)
     return lambda frames: vqgan.in_batches(encode, vqgan.to_unit(frames), ENCODE_BATCH)

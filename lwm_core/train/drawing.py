@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from flax import nnx
 
+from lwm_core.config import VQConfig
 from lwm_core.train.image import ImageState, drawing_params, reconstruction_loss
 from lwm_core.types import Array
+from lwm_core.vqgan import VQGAN
 
 
 class Drawings(NamedTuple):
@@ -27,19 +28,18 @@ class Drawings(NamedTuple):
 
 
 def drawing_step(
-    graph: nnx.GraphDef,
+    config: VQConfig,
     optimizer: optax.GradientTransformation,
     state: ImageState,
     batch: Drawings,
 ) -> tuple[ImageState, dict[str, jax.Array]]:
     """One update of the decoder from a batch; the next state and metrics."""
-    model = nnx.merge(graph, state.params["model"])
+    model = VQGAN(config, state.params["model"])
     codes = model.encode(batch.pixels).reshape(-1)[batch.stand_ins]
-    grid = model.config.grid
-    latents = model.codebook[...][codes].reshape(len(codes), grid, grid, -1)
+    latents = model.codebook[codes].reshape(len(codes), config.grid, config.grid, -1)
 
     def loss_of(drawing: Any) -> tuple[jax.Array, jax.Array]:
-        decoder = nnx.merge(graph, state.params["model"] | drawing)
+        decoder = VQGAN(config, state.params["model"] | drawing)
         return reconstruction_loss(decoder.decode_latents(latents), batch.pixels)
 
     drawing = drawing_params(state.params)

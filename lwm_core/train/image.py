@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx, struct
+from flax import struct
 
 from lwm_core import vqgan
 from lwm_core.config import VQConfig
 from lwm_core.types import Array
+from lwm_core.vqgan import VQGAN
 from lwm_core.world.shapes import SHAPES
 
 COMMITMENT = 0.1
@@ -73,7 +74,7 @@ def initial_state(
     seed: int,
 ) -> ImageState:
     """The state of a fresh model."""
-    model = nnx.to_pure_dict(nnx.state(vqgan.create(config, seed), nnx.Param))
+    model = vqgan.create(config, seed).weights
     readings = (config.code_dim, 1 + len(SHAPES))
     params = {"model": model, "reader": jax.random.normal(jax.random.key(seed), readings)}
     # No code is in use yet, so the first batch sets them all.
@@ -111,7 +112,7 @@ def _naming_loss(logits: jax.Array, names: Array) -> jax.Array:
 
 
 def image_loss(
-    graph: nnx.GraphDef, params: Any, pictures: Pictures, free: jax.Array
+    config: VQConfig, params: Any, pictures: Pictures, free: jax.Array
 ) -> tuple[jax.Array, tuple]:
     """Errors of reconstruction, commitment, and naming.
 
@@ -122,10 +123,10 @@ def image_loss(
     understood: Wu et al. 2024, VILA-U).
     Returns the loss and (metrics, latents `[n, code_dim]`, codes `[n]`).
     """
-    model = nnx.merge(graph, params["model"])
+    model = VQGAN(config, params["model"])
     latents = model.latents(pictures.pixels)
     codes = model.nearest(latents)
-    quantized = model.codebook[...][codes]
+    quantized = model.codebook[codes]
     commitment = jnp.mean(jnp.square(latents - jax.lax.stop_gradient(quantized)))
     straight_through = latents + jax.lax.stop_gradient(
         jnp.where(free[:, None, None, None], 0.0, quantized - latents)
@@ -156,7 +157,7 @@ def move_codebook(
 
 
 def image_step(
-    graph: nnx.GraphDef,
+    config: VQConfig,
     optimizer: optax.GradientTransformation,
     seed: int,
     free_steps: int,
@@ -171,7 +172,7 @@ def image_step(
     bound = jax.random.uniform(key_free, batch.pixels.shape[:1])
     free = bound * free_steps > state.step
     loss_of = jax.value_and_grad(
-        lambda params: image_loss(graph, params, batch, free), has_aux=True
+        lambda params: image_loss(config, params, batch, free), has_aux=True
     )
     (loss, (metrics, latents, codes)), gradients = loss_of(state.params)
     updates, moments = optimizer.update(gradients, state.moments, state.params)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from lwm_core import checkpoint, vqgan, world
 from lwm_core.data.alike import stand_ins
@@ -43,10 +42,9 @@ class ImageJob:
         optimizer = make_optimizer(recipe.optimizer, self._drawing_from)
         drawing_optimizer = make_optimizer(recipe.optimizer, max(1, recipe.drawing_steps))
         self._optimizers = optimizer, drawing_optimizer
-        self._graph, _ = nnx.split(nnx.eval_shape(lambda: vqgan.create(recipe.model)))
-        step = partial(image_step, self._graph, optimizer, recipe.seed, recipe.free_steps)
+        step = partial(image_step, recipe.model, optimizer, recipe.seed, recipe.free_steps)
         self._step = jax.jit(step, donate_argnums=0)
-        drawing = partial(drawing_step, self._graph, drawing_optimizer)
+        drawing = partial(drawing_step, recipe.model, drawing_optimizer)
         self._drawing_step = jax.jit(drawing, donate_argnums=0)
 
     def initial_state(self) -> Any:
@@ -116,6 +114,6 @@ class ImageJob:
         return {}
 
     def export(self, state: Any, directory: Path) -> None:
-        model = nnx.merge(self._graph, state.params["model"])
+        model = vqgan.VQGAN(self.recipe.model, state.params["model"])
         with checkpoint.new_directory(directory, force=True) as folder:
             checkpoint.write_vqgan(folder / checkpoint.VQGAN, model)

@@ -128,7 +128,7 @@ def balance(config: ModelConfig, batch: Batch, average: str) -> tuple[Batch, jax
         else:
             shares += weights / jnp.maximum(total, LEAST)
         present += total > 0
-    return batch.replace(weights=shares), jnp.maximum(present, 1.0)
+    return batch._replace(weights=shares), jnp.maximum(present, 1.0)
 
 
 def _shares_of_rows(weights: Array) -> jax.Array:
