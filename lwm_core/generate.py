@@ -50,7 +50,7 @@ def encode_media(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
             f"({model.context} tokens): show at most {room} (--frames)"
         )
     pixels = vqgan.to_unit(prepare(frames, image.config.resolution))
-    return vqgan.in_batches(lambda part: vqgan.encode(image, part), pixels, _at_once(image))
+    return vqgan.in_batches(lambda part: vqgan.encode(image, part), pixels, frames_at_once(image))
 
 
 def decode_frames(model: LoadedModel, codes: np.ndarray) -> np.ndarray:
@@ -60,10 +60,11 @@ def decode_frames(model: LoadedModel, codes: np.ndarray) -> np.ndarray:
     def draw(part: np.ndarray) -> np.ndarray:
         return vqgan.to_bytes(vqgan.decode(image, part))
 
-    return vqgan.in_batches(draw, codes, _at_once(image))
+    return vqgan.in_batches(draw, codes, frames_at_once(image))
 
 
-def _at_once(image: vqgan.VQGAN) -> int:
+def frames_at_once(image: vqgan.VQGAN) -> int:
+    """How many frames go in one compiled call."""
     return max(1, PIXELS // image.config.resolution**2)
 
 
