@@ -72,7 +72,7 @@ def load_talk(
     if said:
         screen.note(f"this context was read by {said['name']}")
     for option in ("dtype", "cache", "quantize"):
-        settings[option] = settings[option] or said.get(option)
+        settings[option] = settings[option] or said.get(option) or None
     model = loading.load(conversation.model, screen, **settings)
     seed = loading.seed_or_random(drawn["seed"])
     sampling = loading.sampling_for(task, model, **{**drawn, "seed": seed})

@@ -90,22 +90,22 @@ def reserve(cache: KVCache, places: Places, *, shared: bool) -> KVCache:
 
 
 def remember(
-    cache: KVCache, layer: int | jax.Array, k: jax.Array, v: jax.Array, *, shared: bool
+    cache: KVCache, layer: jax.Array | None, k: jax.Array, v: jax.Array, *, shared: bool
 ) -> tuple[KVCache, Numbers, Numbers]:
-    """Write a layer's keys and values `[B, K, T, H]`; returns all of the layer, `[B, K, S, H]`."""
+    """Write a layer's keys and values `[B, K, T, H]`; returns all of the layer, `[B, K, S, H]`.
 
-    def enter(whole: Numbers, part: jax.Array, *leading: int | jax.Array) -> Numbers:
+    The cache is that of all layers, or without a layer's number of this one alone.
+    """
+    leading = () if layer is None else (layer,)
+
+    def enter(old: jax.Array, new: jax.Array) -> jax.Array:
+        part = new.reshape((1,) * len(leading) + new.shape)
+        return _enter(old, part, (*leading, 0, 0), cache.length, shared)
+
+    def write(whole: Any, part: jax.Array) -> tuple[Numbers, Numbers]:
         new = quantize(part) if isinstance(whole, Quantized) else part.astype(whole.dtype)
-        new = jax.tree.map(lambda one: jnp.expand_dims(one, range(len(leading))), new)
-        at = (*leading, 0, 0)
-        return jax.tree.map(lambda old, one: _enter(old, one, at, cache.length, shared), whole, new)
-
-    def write(whole: Numbers | list[Numbers], part: jax.Array) -> tuple[Any, Numbers]:
-        if isinstance(whole, list):
-            one = enter(whole[layer], part)
-            return [*whole[:layer], one, *whole[layer + 1 :]], one
-        whole = enter(whole, part, layer)
-        return whole, jax.tree.map(lambda all_layers: all_layers[layer], whole)
+        whole = jax.tree.map(enter, whole, new)
+        return whole, jax.tree.map(itemgetter(leading), whole)
 
     (keys, all_keys), (values, all_values) = write(cache.keys, k), write(cache.values, v)
     return cache._replace(keys=keys, values=values), all_keys, all_values

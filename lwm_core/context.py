@@ -151,7 +151,7 @@ def describe_context(path: Path) -> Mapping[str, str]:
     formats = {
         "dtype": ("float32", "bfloat16"),
         "cache": BYTES,
-        "quantize": ("none", *get_args(Quantization)),
+        "quantize": ("", *get_args(Quantization)),
     }
     known = all(said.get(option) in choices for option, choices in formats.items())
     name = said.get("name", "")
@@ -218,8 +218,9 @@ def _check_model(path: Path, said: Mapping[str, str], model: LoadedModel) -> Non
     ours = identify(model)
     for option in ("dtype", "cache", "quantize"):
         if said[option] != ours[option]:
+            before, now = (one[option] or "none" for one in (said, ours))
             raise UsageError(
-                f"{path} was read with --{option} {said[option]}, not {ours[option]}: give that, "
+                f"{path} was read with --{option} {before}, not {now}: give that, "
                 "or read it anew with --force"
             )
     if any(said.get(key) != ours[key] for key in ("config", "weights")):

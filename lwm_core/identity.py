@@ -20,7 +20,7 @@ def identify(model: LoadedModel) -> dict[str, str]:
         "name": model.name,
         "dtype": str(model.how.dtype),
         "cache": str(model.cache_dtype),
-        "quantize": model.config.quantized or "none",
+        "quantize": model.config.quantized or "",
         "config": digest(json.dumps(asdict(model.config)).encode()),
         "weights": digest(json.dumps(_checksums(model.params)).encode()),
     }
@@ -44,7 +44,7 @@ def _checksums(params: Mapping[str, Any]) -> list[int]:
     @jax.jit
     def sums(params: Mapping[str, Any]) -> list[jax.Array]:
         found = jax.tree.map(bits, dict(params))
-        if isinstance(found["layers"], list):
+        if isinstance(found.get("layers"), list):
             found["layers"] = jax.tree.map(lambda *parts: sum(parts), *found["layers"])
         return jax.tree.leaves(found)
 

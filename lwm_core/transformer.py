@@ -406,9 +406,13 @@ def _through_cached_layers(
 ) -> tuple[jax.Array, KVCache]:
     """`x` through all layers, each of which adds to its part of the cache."""
     if isinstance(layers, list):
-        for index, layer in enumerate(layers):
-            x, cache = block(layer, x, cache, index)
-        return x, cache
+        one = jax.jit(block)  # traced once for all of them
+        parts = []
+        for layer, keys, values in zip(layers, cache.keys, cache.values, strict=True):
+            x, part = one(layer, x, cache._replace(keys=keys, values=values))
+            parts.append(part)
+        keys, values = [part.keys for part in parts], [part.values for part in parts]
+        return x, cache._replace(keys=keys, values=values)
 
     def step(carry: tuple, layer: tuple) -> tuple[tuple, None]:
         index, weights = layer
@@ -463,9 +467,12 @@ def _block(
     layer: Params,
     x: jax.Array,
     cache: KVCache | None = None,
-    index: int | jax.Array | None = None,
+    index: jax.Array | None = None,
 ) -> tuple[jax.Array, KVCache | None]:
-    """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input."""
+    """One decoder block on `x [B, T, D]`: attention and feed-forward, each added to its input.
+
+    The cache is that of all layers, of which this one has an index, or without one this layer's.
+    """
     layer = {name: _whole(name, layer, cut, how) for name in layer if not name.endswith(SCALES)}
     layer |= _adapted(layer, cut, config.lora)
     with jax.named_scope("attention"):
@@ -475,7 +482,7 @@ def _block(
             return linear(h, layer[name]).reshape(*x.shape[:2], -1, config.head_dim).swapaxes(1, 2)
 
         q, k, v = rotate(heads("wq"), *rope), rotate(heads("wk"), *rope), heads("wv")
-        if cache is None or index is None:
+        if cache is None:
             out = attend(q, k, v, places, places, how).out
         else:
             cache, keys, values = remember(cache, index, k, v, shared=shared)

@@ -17,8 +17,9 @@ from recipes import TEXT, changed
 from lwm_core import convert, costs, four_bits, transformer
 from lwm_core.axes import MeshSizes
 from lwm_core.config import ModelConfig
+from lwm_core.context import describe_context, open_context, save_context
 from lwm_core.costs import Work
-from lwm_core.decode import generate
+from lwm_core.decode import generate, read_context
 from lwm_core.errors import ConfigError, FormatError, UsageError
 from lwm_core.execution import Execution
 from lwm_core.layers import MOST_ROWS_OF_DIGITS, lookup, product
@@ -321,3 +322,19 @@ def test_bytes_of_the_weights(rounded: Source, mesh: str) -> None:
     assert counted == pytest.approx(held, rel=0.02)
     plain = Work(dataclasses.replace(config, quantized=None), "decode", 64)
     assert costs.memory(plain, MeshSizes(**how.mesh.shape)).parameters == 2 * counted
+
+
+# Contexts
+
+
+def test_a_context_belongs_to_its_kind_of_weights(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "kept.safetensors"
+    rounded, whole = (load_model(str(tiny_model), mesh="dp=8", quantize=q) for q in ("int8", None))
+    save_context(path, rounded, read_context(rounded, [5, 6, 7, 8]))
+    assert describe_context(path)["quantize"] == "int8"
+    assert open_context(path, rounded).ids == [5, 6, 7, 8]
+    with pytest.raises(UsageError, match="was read with --quantize int8, not none"):
+        open_context(path, whole)
+    save_context(path, whole, read_context(whole, [5, 6, 7, 8]))
+    with pytest.raises(UsageError, match="was read with --quantize none, not int8"):
+        open_context(path, rounded)

@@ -17,7 +17,6 @@ from PIL import Image
 
 from lwm_cli import app, failures
 from lwm_cli import tokenize as command
-from lwm_core import vqgan
 from lwm_core.source import open_image
 from lwm_core.tokenize import flow
 from lwm_core.types import Progress
@@ -39,18 +38,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def compiled() -> tuple[Callable, Callable]:
-    """How a model's image tokenizer is opened and compiled: for all tests once."""
-    return cache(open_image), cache(vqgan.quick_encoder)
+def opened() -> Callable:
+    """How a model's image tokenizer is opened: for all tests once."""
+    return cache(open_image)
 
 
 @pytest.fixture
-def tokenize(
-    tiny_model: Path, compiled: tuple[Callable, Callable], monkeypatch: pytest.MonkeyPatch
-) -> list[str]:
+def tokenize(tiny_model: Path, opened: Callable, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command with the tiny model, into `data`."""
-    monkeypatch.setattr(flow, "open_image", compiled[0])
-    monkeypatch.setattr(vqgan, "quick_encoder", compiled[1])
+    monkeypatch.setattr(flow, "open_image", opened)
     return ["tokenize", "-m", str(tiny_model), "-o", "data"]
 
 

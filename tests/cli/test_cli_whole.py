@@ -244,7 +244,7 @@ def test_contexts_beyond_the_model(model: str, capsys: pytest.CaptureFixture[str
     assert "the 300 of" in capsys.readouterr().err
     assert app.main([*ask, "--ctx", "1000m"]) == failures.FAILED
     said = capsys.readouterr().err
-    assert "fits, and --cache int8 holds more" in said
+    assert "fits, and --quantize int8 --cache int8 holds more" in said
     assert said.count("\n") == 1
 
 
