@@ -1,9 +1,10 @@
-"""What a long prompt takes, memory and time: `python -m benchmarks.long`.
+"""What a long context takes, memory and time: `python -m benchmarks.long`.
 
 The embedded model reads prompts far beyond the length that it was trained for (what it would say
-then is noise) and writes one token, each prompt in a process of its own. Peak memory stands beside
-what the keys and values of the prompt need, and the time per token of each chunk beside a straight
-line over its position: more than that the attention to all tokens before can't explain.
+then is noise), and writes behind contexts as long, each in a process of its own. Straight lines are
+drawn through the time per token over the position that is read, or the context that is written
+behind, and through the peaks of memory over the length. Attention to all tokens before and their
+keys and values are straight lines: more than those can't explain.
 """
 
 from __future__ import annotations
@@ -16,24 +17,39 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from benchmarks.plot import Curve, plot
+from lwm_core import bench
+from lwm_core.bench import Machine
+from lwm_core.cache import cache_specs, empty_cache
+from lwm_core.context import Context
 from lwm_core.decode import generate
-from lwm_core.load import load_model
+from lwm_core.execution import Execution
+from lwm_core.load import LoadedModel, load_model
 from lwm_core.mesh import device_line, make_mesh
 from lwm_core.sampling import Sampling
-from lwm_core.types import Progress
+from lwm_core.transformer import is_split
+from lwm_core.types import KVCache, Progress
 
 SHORT = 256
 """Tokens of the prompt whose peak is that of the program and its model."""
 LENGTHS = tuple(4096 << doubling for doubling in range(6))
+"""Tokens of the prompts."""
+CONTEXTS = tuple(1024 << doubling for doubling in range(8))
+"""Tokens of the contexts that are written behind; caches of powers of two have no empty slots."""
+WRITTEN = 96
+"""Tokens that are written each time, of which the last 64 are timed."""
+REPEATS = 5
 MODEL = "nano"
-ALONE = "import sys; from benchmarks.long import print_reading; print_reading(int(sys.argv[1]))"
+ALONE = "import sys; from benchmarks.long import print_done; print_done(*sys.argv[1:])"
 MOST_CACHES, MOST_ELSE = 2, 1e9
 """The peak should be no more than so many times the cache, and so many bytes beside."""
 MOST_ABOVE_LINE = 1.25
@@ -75,11 +91,34 @@ class Reading:
         return np.array(self.seconds[1:]) / self.chunk
 
 
+@dataclass(frozen=True)
+class Writing:
+    """A context that was written behind: bytes, and seconds for a token in each of several runs."""
+
+    tokens: int
+    cache: int
+    peak: int
+    seconds: list[float]
+
+    @property
+    def per_token(self) -> float:
+        """At best: others who use the machine only ever make it slower."""
+        return min(self.seconds)
+
+
+Measurement = TypeVar("Measurement", Reading, Writing)
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def read(tokens: int) -> Reading:
     """Prefill in this process, whose peak it is."""
     model = load_model(MODEL, dtype="float32", context=tokens + 1)
     config = model.config
-    ids = np.random.default_rng(0).integers(3, config.text_vocab, tokens).tolist()
+    ids = bench.random_ids(config, tokens).tolist()
     times = [time.process_time()]
 
     def note(progress: Progress) -> None:
@@ -90,25 +129,55 @@ def read(tokens: int) -> Reading:
     list(generate(model, [ids], **options, on_progress=note))
     cache = 2 * config.layers * config.kv_heads * config.head_dim * model.how.dtype.itemsize
     flops = 4 * config.layers * config.heads * config.head_dim
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Reading(tokens, cache * tokens, peak, flops, np.diff(times).tolist())
+    return Reading(tokens, cache * tokens, peak_memory(), flops, np.diff(times).tolist())
 
 
-def print_reading(tokens: int) -> None:
+def write(tokens: int) -> Writing:
+    """Write the last tokens of a context in this process, again and again.
+
+    The keys and values of the others are random: attention costs what it would if they were read.
+    """
+    model = load_model(MODEL, dtype="float32", context=tokens)
+    prompt = tokens - WRITTEN
+    ids = bench.random_ids(model.config, prompt)
+    context = Context(ids[:-1].tolist(), random_cache(model, tokens))
+    cache = sum(leaf.nbytes for leaf in jax.tree.leaves(context.cache))
+    paces = [bench.pace(bench.written(model, prompt, WRITTEN, context)) for _ in range(REPEATS)]
+    return Writing(tokens, cache, peak_memory(), paces)
+
+
+def random_cache(model: LoadedModel, slots: int) -> KVCache:
+    """A cache of one row, full of random keys and values."""
+    rng, split = np.random.default_rng(0), is_split(model.params)
+    made = partial(empty_cache, model.config, 1, slots, model.cache_dtype, split=split)
+    shapes = jax.eval_shape(made)
+    keys, values = (
+        jax.tree.map(lambda one: jnp.asarray(rng.standard_normal(one.shape, np.float32)), part)
+        for part in (shapes.keys, shapes.values)
+    )
+    order = jnp.arange(slots)[None]
+    cache: KVCache = KVCache(keys, values, order, jnp.ones_like(order), jnp.int32(slots))
+    return jax.device_put(cache, jax.tree.map(model.how.sharding, cache_specs(model.how, cache)))
+
+
+JOBS = {"read": read, "write": write}
+
+
+def print_done(job: str, tokens: str) -> None:
     """All that a process of its own does."""
-    print(json.dumps(asdict(read(tokens))))
+    print(json.dumps(asdict(JOBS[job](int(tokens)))))
 
 
-def read_alone(tokens: int) -> Reading:
-    """Prefill in a process of its own."""
-    program = [sys.executable, "-c", ALONE, str(tokens)]
+def done_alone(job: str, tokens: int) -> dict[str, Any]:
+    """A job in a process of its own: what it measured."""
+    program = [sys.executable, "-c", ALONE, job, str(tokens)]
     done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True)
-    return Reading(**json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @dataclass(frozen=True)
 class Line:
-    """Least squares: seconds for a token at a position are `start + slope * position`."""
+    """Least squares: `y` is `start + slope * x`, with R² and the largest `y` in units of that."""
 
     start: float
     slope: float
@@ -116,16 +185,46 @@ class Line:
     worst: float
 
     @classmethod
-    def through(cls, reading: Reading) -> Line:
-        """The line of a reading, and how well it fits: R², and the slowest chunk in its units."""
-        x, y = reading.positions, reading.per_token
-        slope, start = np.polyfit(x, y, 1)
-        fitted = start + slope * x
-        r2 = 1 - np.square(y - fitted).sum() / np.square(y - y.mean()).sum()
-        return cls(float(start), float(slope), float(r2), float((y / fitted).max()))
+    def through(cls, x: Sequence[float], y: Sequence[float]) -> Line:
+        """The line through some points."""
+        points, found = np.asarray(x, float), np.asarray(y, float)
+        slope, start = np.polyfit(points, found, 1)
+        fitted = start + slope * points
+        r2 = 1 - np.square(found - fitted).sum() / np.square(found - found.mean()).sum()
+        return cls(float(start), float(slope), float(r2), float((found / fitted).max()))
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        """What it says for some x."""
+        return self.start + self.slope * x
+
+    def said(self, unit: float) -> str:
+        """In words, per thousand tokens, where `unit` is that of y."""
+        return f"{self.start / unit:.3f} + {self.slope * 1e3 / unit:.4f} n/1000, R² {self.r2:.4f}"
 
 
-def show(readings: Iterator[Reading]) -> list[Reading]:
+@dataclass(frozen=True)
+class Lines:
+    """How cost grows: seconds for a token that is read over its position, or is written over the
+    length of its context; bytes at the peak over the length."""
+
+    read_time: Line
+    write_time: Line
+    read_peak: Line
+    write_peak: Line
+
+    @classmethod
+    def through(cls, readings: Sequence[Reading], writings: Sequence[Writing]) -> Lines:
+        longest = readings[-1]
+        contexts = [one.tokens for one in writings]
+        return cls(
+            Line.through(longest.positions, longest.per_token),
+            Line.through(contexts, [one.per_token for one in writings]),
+            Line.through([one.tokens for one in readings], [one.peak for one in readings]),
+            Line.through(contexts, [one.peak for one in writings]),
+        )
+
+
+def show_readings(readings: Iterator[Reading]) -> list[Reading]:
     """Print the readings as they come; the first is the short one."""
     print(
         f"{'tokens':>8}{'cache, GB':>11}{'peak, GB':>10}{'more, GB':>10}{'limit, GB':>11}", end=""
@@ -142,39 +241,100 @@ def show(readings: Iterator[Reading]) -> list[Reading]:
     return shown
 
 
-def picture(readings: Sequence[Reading], line: Line) -> Image.Image:
-    """Time over position, and memory over length, side by side."""
+def show_writings(writings: Iterator[Writing]) -> list[Writing]:
+    """Print the writings as they come."""
+    print(f"\n{'context':>8}{'cache, GB':>11}{'peak, GB':>10}{'ms a token':>12}{'worst':>8}")
+    shown = []
+    for one in writings:
+        bytes_ = f"{one.cache / 1e9:>11.3f}{one.peak / 1e9:>10.2f}"
+        times = f"{one.per_token * 1e3:>12.2f}{max(one.seconds) * 1e3:>8.2f}"
+        print(f"{one.tokens:>8}{bytes_}{times}", flush=True)
+        shown.append(one)
+    return shown
+
+
+def show_lines(
+    lines: Lines, readings: Sequence[Reading], writings: Sequence[Writing], machine: Machine
+) -> None:
+    """Print what the lines say of n tokens, and what their slopes mean."""
+    speed = readings[-1].flops / lines.read_time.slope
+    cache = writings[-1].cache / writings[-1].tokens
+    rows = (
+        ("read, ms a token", lines.read_time, 1e-3, f"attention at {speed / 1e9:.0f} GFLOP/s"),
+        (
+            "written, ms a token",
+            lines.write_time,
+            1e-3,
+            f"keys and values at {cache / lines.write_time.slope / 1e9:.1f} of "
+            f"{machine.bandwidth / 1e9:.1f} GB/s",
+        ),
+        ("read, peak in GB", lines.read_peak, 1e9, _of_cache(lines.read_peak, cache)),
+        ("written, peak in GB", lines.write_peak, 1e9, _of_cache(lines.write_peak, cache)),
+    )
+    print()
+    for name, line, unit, meaning in rows:
+        print(f"{name:<20} {line.said(unit)} ({meaning})")
+    print(f"slowest chunk: {lines.read_time.worst:.2f} times the line (at most {MOST_ABOVE_LINE})")
+
+
+def _of_cache(line: Line, cache: float) -> str:
+    """A slope of bytes beside that of the cache."""
+    return f"{line.slope / cache:.2f} times the cache"
+
+
+def picture(readings: Sequence[Reading], writings: Sequence[Writing], lines: Lines) -> Image.Image:
+    """Time and memory side by side, of reading above those of writing."""
     longest = readings[-1]
-    ends = np.array([0, longest.tokens])
-    length = [one.tokens / 1024 for one in readings]
-    left = plot(
-        f"{MODEL}, {longest.tokens} tokens",
-        "position, in 1024 tokens",
-        "ms per token",
-        [
-            Curve("least squares", ends / 1024, (line.start + line.slope * ends) * 1e3),
-            Curve("a chunk", longest.positions / 1024, longest.per_token * 1e3, dots=True),
-        ],
-    )
-    right = plot(
-        "peak memory",
-        "length of the prompt, in 1024 tokens",
-        "GB",
-        [
-            Curve("at most", length, [one.limit / 1e9 for one in readings]),
-            Curve("peak", length, [one.peak / 1e9 for one in readings], dots=True),
-            Curve("keys and values", length, [one.cache / 1e9 for one in readings]),
-        ],
-    )
-    both = Image.new("RGB", (left.width + right.width, left.height))
-    both.paste(left)
-    both.paste(right, (left.width, 0))
-    return both
+    points = longest.positions, longest.per_token
+    behind = [one.tokens for one in writings], [one.per_token for one in writings]
+    at_most = Curve("at most", *_in_units(readings, "limit"))
+    panels = [
+        _times(f"reading {longest.tokens} tokens", "position", lines.read_time, *points),
+        _memory("reading", "the prompt", lines.read_peak, readings, at_most),
+        _times("writing", "length of the context", lines.write_time, *behind),
+        _memory("writing", "the context", lines.write_peak, writings),
+    ]
+    width, height = panels[0].size
+    whole = Image.new("RGB", (2 * width, 2 * height))
+    for index, panel in enumerate(panels):
+        whole.paste(panel, (width * (index % 2), height * (index // 2)))
+    return whole
+
+
+def _times(
+    title: str, across: str, line: Line, x: Sequence[float], seconds: Sequence[float]
+) -> Image.Image:
+    """Milliseconds for a token, with their line."""
+    ends = np.array([0, max(x)])
+    curves = [
+        Curve("least squares", ends / 1024, line.at(ends) * 1e3),
+        Curve("measured", np.asarray(x) / 1024, np.asarray(seconds) * 1e3, dots=True),
+    ]
+    return plot(f"{MODEL}, {title}", f"{across}, in 1024 tokens", "ms per token", curves)
+
+
+def _memory(
+    title: str, what: str, line: Line, measured: Sequence[Measurement], *more: Curve
+) -> Image.Image:
+    """Gigabytes at the peak, with their line, and what keys and values take of them."""
+    ends = np.array([0, measured[-1].tokens])
+    curves = [
+        Curve("least squares", ends / 1024, line.at(ends) / 1e9),
+        Curve("peak", *_in_units(measured, "peak"), dots=True),
+        Curve("keys and values", *_in_units(measured, "cache")),
+        *more,
+    ]
+    return plot(f"{title}, peak memory", f"length of {what}, in 1024 tokens", "GB", curves)
+
+
+def _in_units(measured: Sequence[Measurement], what: str) -> tuple[list[float], list[float]]:
+    """Lengths in 1024 tokens, and something in gigabytes."""
+    return [one.tokens / 1024 for one in measured], [getattr(one, what) / 1e9 for one in measured]
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long", description=__doc__)
-    parser.add_argument("--smoke", action="store_true", help="8192 tokens: only see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="short ones: only see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them there (PNG)")
     return parser.parse_args()
@@ -182,27 +342,26 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     options = arguments()
-    machine = f"{device_line(make_mesh())}, jax {jax.__version__}"
-    print(f"{machine}; {MODEL}, float32")
-    lengths = [8192] if options.smoke else LENGTHS
-    readings = show(read_alone(tokens) for tokens in (SHORT, *lengths))
-    line = Line.through(readings[-1])
-    speed = readings[-1].flops / line.slope
-    print(
-        f"\nms per token: {line.start * 1e3:.3f} + {line.slope * 1e6:.3f} millionths of position",
-        end="",
-    )
-    print(f" (attention at {speed / 1e9:.0f} GFLOP/s); R² {line.r2:.4f}")
-    print(f"slowest chunk: {line.worst:.2f} times the line (at most {MOST_ABOVE_LINE})")
+    device = f"{device_line(make_mesh())}, jax {jax.__version__}"
+    print(f"{device}; {MODEL}, float32")
+    lengths, contexts = ([8192], CONTEXTS[:3]) if options.smoke else (LENGTHS, CONTEXTS)
+    readings = show_readings(Reading(**done_alone("read", n)) for n in (SHORT, *lengths))
+    writings = show_writings(Writing(**done_alone("write", n)) for n in contexts)
+    lines = Lines.through(readings, writings)
+    # Last: a process that is started begins with the peak of the one that starts it.
+    machine = bench.measure_machine(Execution(make_mesh()))
+    show_lines(lines, readings, writings, machine)
     if options.json:
         content = {
-            "machine": machine,
+            "machine": device,
+            "limits": asdict(machine),
             "readings": [asdict(one) for one in readings],
-            "line": asdict(line),
+            "writings": [asdict(one) for one in writings],
+            "lines": asdict(lines),
         }
         options.json.write_text(json.dumps(content, indent=1) + "\n")
     if options.plot:
-        picture(readings, line).save(options.plot)
+        picture(readings, writings, lines).save(options.plot)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ jax.block_until_ready(load_model(sys.argv[1], dtype=sys.argv[2]).params)
 """
 TRAIN = """
 import jax, jax.numpy as jnp
-from benchmarks.speed import SHAPE, training
+from benchmarks.speed import SHAPE
+from lwm_core.bench import training
 from lwm_core.execution import Execution
 from lwm_core.mesh import make_mesh
 from lwm_core.train.optimizer import OptimizerConfig

@@ -19,6 +19,7 @@ import numpy as np
 
 from lwm_core import costs, transformer, vqgan
 from lwm_core.config import ModelConfig
+from lwm_core.context import Context
 from lwm_core.costs import Job, Work
 from lwm_core.decode import DECODE_CHUNK, generate
 from lwm_core.distributed import put
@@ -150,14 +151,7 @@ def time_prefill(model: LoadedModel, machine: Machine, lengths: Lengths, repeats
 def time_decode(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: int) -> Figure:
     """Single tokens behind a cached prompt; the clock starts after the first piece."""
 
-    def seconds_a_token() -> float:
-        pieces = written(model, lengths.before, lengths.written)
-        next(pieces)
-        began = time.perf_counter()
-        count = sum(ids.shape[1] for ids in pieces)
-        return (time.perf_counter() - began) / count
-
-    took = median(seconds_a_token, repeats)
+    took = median(lambda: pace(written(model, lengths.before, lengths.written)), repeats)
     work = work_of(model, "decode", lengths.before + lengths.written // 2)
     share = costs.read(work, mesh_sizes(model.how.mesh)) / took / machine.bandwidth
     return Figure("decode", 1 / took, "tokens", "memory", share)
@@ -216,11 +210,31 @@ def one_row(ids: np.ndarray) -> Tokens:
     return Tokens(ids[None], positions[None], np.ones_like(positions)[None])
 
 
-def written(model: LoadedModel, prompt: int, count: int) -> Iterator[np.ndarray]:
-    """So many tokens behind a random prompt, the likeliest, in the pieces in which they come."""
+def written(
+    model: LoadedModel, prompt: int, count: int, context: Context | None = None
+) -> Iterator[np.ndarray]:
+    """So many tokens behind a random prompt, the likeliest, in the pieces in which they come.
+
+    What a context has of the prompt is not read again.
+    """
     ids = random_ids(model.config, prompt).tolist()
-    greedy = Sampling(temperature=0)
-    return generate(model, [ids], modality="text", sampling=greedy, max_tokens=count, stops=False)
+    return generate(
+        model,
+        [ids],
+        modality="text",
+        sampling=Sampling(temperature=0),
+        max_tokens=count,
+        stops=False,
+        context=context,
+    )
+
+
+def pace(pieces: Iterator[np.ndarray]) -> float:
+    """Seconds that a token takes to be written, once the first piece is there."""
+    next(pieces)
+    began = time.perf_counter()
+    count = sum(ids.shape[1] for ids in pieces)
+    return (time.perf_counter() - began) / count
 
 
 def training(

@@ -1,8 +1,9 @@
-"""What the benchmarks compute beside the clock: a ring in parts, a line through times, plots."""
+"""What the benchmarks compute beside the clock: a ring in parts, lines through figures, plots."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm_core import vqgan
+from lwm_core import bench, vqgan
 from lwm_core.kernels import dense
 from lwm_core.media import read_media
+from lwm_core.tokenizer import Tokenizer
 
 LENGTH = 2048
 
@@ -21,6 +23,16 @@ LENGTH = 2048
 @pytest.fixture
 def ring(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark("ring", monkeypatch)
+
+
+@pytest.fixture
+def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark("peers", monkeypatch)
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark("quality", monkeypatch)
 
 
 @pytest.fixture
@@ -104,11 +116,141 @@ def test_a_line_through_the_times_of_chunks(long: ModuleType) -> None:
     seconds = 512 * (2e-4 + 3e-8 * middles)
     seconds[0] = 9
     reading = long.Reading(tokens=8192, cache=1, peak=1, flops=1, seconds=seconds.tolist())
-    line = long.Line.through(reading)
+    line = long.Line.through(reading.positions, reading.per_token)
     assert (line.start, line.slope) == pytest.approx((2e-4, 3e-8))
     assert (line.r2, line.worst) == pytest.approx((1, 1))
     reading.seconds[8] *= 2
-    assert long.Line.through(reading).worst > 1.5
+    assert long.Line.through(reading.positions, reading.per_token).worst > 1.5
+
+
+def test_a_line_says_how_much_it_explains(long: ModuleType) -> None:
+    """R² of a straight line is the square of the correlation."""
+    x = np.arange(20.0)
+    y = 3 + 2 * x + np.random.default_rng(0).normal(0, 5, 20)
+    assert long.Line.through(x, y).r2 == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+
+
+def test_lines_of_cost_over_length(long: ModuleType) -> None:
+    """Time and memory that grow along known lines; of a writing's runs the best counts."""
+    lengths = [1024, 2048, 4096]
+    readings = [long.Reading(n, n, 500 + 3 * n, 1, list(range(n // 256))) for n in lengths]
+    writings = [
+        long.Writing(n, n, 400 + 2 * n, [one * (1e-3 + 5e-6 * n) for one in (3, 1, 2)])
+        for n in lengths
+    ]
+    lines = long.Lines.through(readings, writings)
+    assert lines.read_time == long.Line.through(readings[-1].positions, readings[-1].per_token)
+    for name, start, slope in (
+        ("write_time", 1e-3, 5e-6),
+        ("read_peak", 500, 3),
+        ("write_peak", 400, 2),
+    ):
+        line = getattr(lines, name)
+        assert (line.start, line.slope, line.r2) == pytest.approx((start, slope, 1))
+
+
+def test_what_is_written_fills_a_made_up_context(long: ModuleType) -> None:
+    """Behind random keys in all slots but the last, which are written in place."""
+    writing = long.write(512)
+    assert len(writing.seconds) == long.REPEATS
+    assert min(writing.seconds) > 0
+    places = 2 * 512 * 4 + 4
+    assert writing.cache == 2 * 6 * 256 * 4 * 512 + places < writing.peak
+
+    model = long.load_model("nano", dtype="float32", context=512)
+    cache = long.random_cache(model, 512)
+    kept = np.asarray(cache.keys[0][:, :, :400])
+    context = long.Context(bench.random_ids(model.config, 511)[:400].tolist(), cache)
+    pieces = list(bench.written(model, 401, 111, context))
+    assert sum(ids.shape[1] for ids in pieces) == 111
+    np.testing.assert_array_equal(context.cache.positions, np.arange(512)[None])
+    np.testing.assert_array_equal(context.cache.segments, 1)
+    np.testing.assert_array_equal(context.cache.keys[0][:, :, :400], kept)
+    assert (np.asarray(context.cache.keys[0][:, :, 400:]) != 0).any(axis=(0, 1, 3)).all()
+
+
+def test_loss_of_a_window(quality: ModuleType) -> None:
+    """As the definition has it, in float64; the first token is not predicted."""
+    rng = np.random.default_rng(0)
+    logits, ids = rng.normal(size=(1, 6, 11)), rng.integers(11, size=(1, 6))
+    shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    truth = -np.log([shares[0, at, ids[0, at + 1]] for at in range(5)]).mean()
+    assert quality.mean_loss(logits.astype(np.float32), ids) == pytest.approx(truth, rel=1e-6)
+
+
+def test_windows_are_the_text_end_to_end(quality: ModuleType, reference: Path) -> None:
+    tokenizer = Tokenizer.load(reference / "tokenizer/tokenizer.model")
+    text = "a red circle moving left " * 40
+    windows = quality.cut_windows(tokenizer, text, 5, 16)
+    assert windows.shape == (5, 16)
+    assert windows.ravel().tolist() == tokenizer.encode(text, bos=False)[:80]
+    with pytest.raises(SystemExit, match="longer"):
+        quality.cut_windows(tokenizer, "a", 5, 16)
+
+
+def test_formats_are_compared_window_by_window(quality: ModuleType) -> None:
+    """The same factor in all windows is sure, however they differ among themselves."""
+    plain = np.array([1.0, 2.0, 3.0])
+    assert quality.compare(plain + np.log(1.1), plain) == pytest.approx((1.1, 0))
+    ratio, margin = quality.compare(np.array([1.0, 1.2]), np.array([1.0, 1.0]))
+    assert (ratio, margin) == pytest.approx((np.exp(0.1), np.exp(0.1) * 1.96 * 0.1))
+
+
+FAKE = """
+import json, sys
+for line in sys.stdin:
+    job = json.loads(line)
+    with open(sys.argv[1], "a") as log:
+        log.write(sys.argv[2])
+    speed = float(len(open(sys.argv[1]).read()))
+    print(json.dumps({"speed": speed, "bytes": job["before"]}), flush=True)
+"""
+
+
+def test_peers_take_turns_and_the_best_round_counts(
+    peers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two made-up programs, which say how many jobs were done so far."""
+    machines = iter([bench.Machine(50, 1), bench.Machine(80, 2)])
+    monkeypatch.setattr(bench, "measure_machine", lambda how: next(machines))
+    log = tmp_path / "log"
+    both = [
+        peers.Peer(name, "", (sys.executable, "-c", FAKE, str(log), name)) for name in ("a", "b")
+    ]
+    machine, rows = peers.measure(both, [peers.Job(10, 2), peers.Job(20)], rounds=2)
+    assert log.read_text() == "abababab"
+    assert machine == bench.Machine(80, 2)
+    assert [(row.name, row.job, row.speeds) for row in rows] == [
+        ("a", "decode after 10", [1, 5]),
+        ("b", "decode after 10", [2, 6]),
+        ("a", "prefill 20", [3, 7]),
+        ("b", "prefill 20", [4, 8]),
+    ]
+    assert rows[0].share == pytest.approx(5 * 10 / 80)
+
+
+def test_a_peer_that_fails_says_why(peers: ModuleType) -> None:
+    command = sys.executable, "-c", "import sys; sys.exit('no such weights')"
+    with (
+        peers.Running(peers.Peer("a", "int8", command)) as running,
+        pytest.raises(SystemExit, match="a in int8 failed: no such weights"),
+    ):
+        running.time(peers.Job(1))
+
+
+def test_what_is_not_installed_is_left_out(
+    peers: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    found = list(peers.peers(tmp_path / "m.Q4_1.gguf", None, peers.JOBS, tmp_path))
+    assert {one.name for one in found} == {"lwm"}
+    assert {one.numbers for one in found} >= {"float32", "bfloat16", "int8"}
+    said = capsys.readouterr().out
+    assert "transformers is left out" in said
+    assert "llama.cpp is left out" in said
 
 
 def test_a_plot_has_its_points_where_they_are(long: ModuleType) -> None:

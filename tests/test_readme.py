@@ -167,7 +167,9 @@ def test_the_library_does_what_is_shown(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["speed --repeats 1", "ring --rounds 1", "long"])
+@pytest.mark.parametrize(
+    "command", ["speed --repeats 1", "ring --rounds 1", "long", "quality --model nano"]
+)
 def test_benchmarks_measure(command: str, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     name, *rest = command.split()

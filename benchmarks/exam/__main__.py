@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
+
+from lwm_core.config import Quantization
 
 from . import check, make, see
 from .examinee import CommandLine, Examinee, InProcess
@@ -27,6 +30,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=140, help="items of each task (fair: 28, 140)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="name or directory (default: nano)")
+    parser.add_argument("--quantize", choices=get_args(Quantization), help="round its weights")
     parser.add_argument("--cli", action="store_true", help="run the command lwm for every item")
     for name in ("temperature", "top-k", "guidance"):
         kind = int if name == "top-k" else float
@@ -40,7 +44,7 @@ def arguments() -> argparse.Namespace:
 def examinee(options: argparse.Namespace) -> Examinee:
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "guidance")}
     given = {name: value for name, value in settings.items() if value is not None}
-    return (CommandLine if options.cli else InProcess)(options.model, given)
+    return (CommandLine if options.cli else InProcess)(options.model, options.quantize, given)
 
 
 def main() -> None:
