@@ -20,9 +20,10 @@ import numpy as np
 from lwm_core.checkpoint import fill_directory
 from lwm_core.config import SIZES, ModelConfig
 from lwm_core.formats.lwm_jax_writer import write_streaming
+from lwm_core.parameters import parameters
 from lwm_core.registry import embedded_path
 from lwm_core.tokenizer import Tokenizer
-from lwm_core.transformer import count_parameters, parameters
+from lwm_core.transformer import count_parameters
 
 MEASURED = """
 import json, resource, sys, time

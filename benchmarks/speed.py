@@ -30,12 +30,13 @@ from lwm_core.bench import Figure, Lengths, Machine
 from lwm_core.checkpoint import read_config
 from lwm_core.config import ModelConfig
 from lwm_core.execution import Execution
-from lwm_core.load import LoadedModel
+from lwm_core.load import LoadedModel, placed
 from lwm_core.media import write_video
 from lwm_core.mesh import device_line, make_mesh
 from lwm_core.registry import embedded_path
+from lwm_core.rounded import rounded
 from lwm_core.train.optimizer import OptimizerConfig
-from lwm_core.weights import Held, Rounded, read_stacked
+from lwm_core.weights import Held, read_stacked
 
 SHAPE = ModelConfig(
     text_vocab=32000,
@@ -105,16 +106,16 @@ def random_model(config: ModelConfig, numbers: str) -> LoadedModel:
     is_rounded = numbers == "int8"
     if is_rounded:
         config = replace(config, quantized="int8")
-        weights = Rounded(weights, transformer.parameters(config))
+        weights = rounded(weights, config)
     dtype = np.dtype("float32" if is_rounded else numbers)
-    params = transformer.nest(dict(read_stacked(weights, config, dtype)))
+    how = Execution(make_mesh(), jnp.dtype(dtype))
     return LoadedModel(
         name="random",
         config=config,
-        params=jax.tree.map(jnp.asarray, transformer.split(params)),
+        params=placed(read_stacked(weights, config, dtype), config, how),
         tokenizer=None,  # type: ignore[arg-type]
         vqgan=None,
-        how=Execution(make_mesh(), jnp.dtype(dtype)),
+        how=how,
         context=config.max_length,
         cache_dtype=jnp.dtype(dtype),
         defaults={},

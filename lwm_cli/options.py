@@ -176,7 +176,7 @@ Cache = Annotated[
 ]
 Quantize = Annotated[
     Quantization | None,
-    typer.Option("--quantize", help="Fewer bits for weights: less memory, faster writing."),
+    typer.Option("--quantize", help="Fewer bits for the weights: less memory, faster words."),
 ]
 Attention = Annotated[
     str,

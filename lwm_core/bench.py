@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -40,9 +40,9 @@ Limit = Literal["memory", "arithmetic"]
 SHORTEST = 4 * DECODE_CHUNK
 """Tokens of context; what is written must take more than one call, for the first is not timed."""
 MATRIX = 2048
-"""Side of the squares whose product shows a device's arithmetic; of numbers, not bytes."""
-READ_BYTES = 1 << 28
-"""The size of what is read to show a device's memory: far more than its caches hold."""
+"""Rows and columns of the squares whose product shows a device's arithmetic."""
+READ_BYTES = 1 << 29
+"""The size of what is read to show a device's memory: more than its caches hold."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def time_decode(model: LoadedModel, machine: Machine, lengths: Lengths, repeats:
 
 def time_train(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: int) -> Figure:
     """One step of AdamW on one row for each of the devices that share them."""
-    rows = mesh_sizes(model.how.mesh).rows
-    step = training(model.config, OptimizerConfig("adamw"), model.how, rows, lengths.trained)
+    rows, how = mesh_sizes(model.how.mesh).rows, replace(model.how, whole_weights=False)
+    step = training(model.config, OptimizerConfig("adamw"), how, rows, lengths.trained)
     took = median(lambda: clocked(step), repeats)
     return _computed(model, machine, work_of(model, "train", lengths.trained, rows), took)
 

@@ -18,13 +18,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from lwm_core import chat_templates, transformer, vqgan
+from lwm_core import chat_templates, vqgan
 from lwm_core.config import ModelConfig, VQConfig
 from lwm_core.errors import FormatError, OutputError, UsageError
 from lwm_core.formats.torch_bin import TorchFiles
+from lwm_core.parameters import Parameter, stored
+from lwm_core.rounded import Rounded
 from lwm_core.tensor_files import Shape, TensorFiles, read_json, write_json, write_tensors
 from lwm_core.vocabulary import AnyTokenizer
-from lwm_core.weights import Rounded, Weights, layers_of
+from lwm_core.weights import Weights, layers_of
 
 CONFIG = "config.json"
 VQGAN = "vqgan"
@@ -71,7 +73,7 @@ class StoredWeights:
         self,
         directory: Path,
         files: TensorFiles | TorchFiles,
-        table: Mapping[str, transformer.Parameter],
+        table: Mapping[str, Parameter],
     ):
         self._files, self._table = files, table
         self._check(directory)
@@ -119,7 +121,7 @@ class DirectoryWeights(StoredWeights):
                 f"{directory}: config.json says {config.layers} layers, and there are only "
                 f"{len(files.names)} tensors"
             )
-        super().__init__(directory, files, transformer.stored(config))
+        super().__init__(directory, files, stored(config))
 
 
 def open_tensors(directory: Path) -> TensorFiles | TorchFiles:
@@ -177,7 +179,7 @@ def fill_directory(
     read again and compared with what was meant.
     Raises UsageError when `dtype` is unknown, and OutputError when the disk gives other bytes back.
     """
-    table = transformer.stored(config)
+    table = stored(config)
     if isinstance(weights, Rounded) and weights.packed:
         weights = weights.packed
     tensors = stored_tensors(table, numpy_dtype(dtype).name)
@@ -194,7 +196,7 @@ def fill_directory(
 
 
 def stored_tensors(
-    table: Mapping[str, transformer.Parameter], dtype: str | None = None
+    table: Mapping[str, Parameter], dtype: str | None = None
 ) -> dict[str, tuple[Shape, Any]]:
     """The tensors of a model directory: shape and number format by Hugging Face's names.
 
@@ -210,9 +212,7 @@ def stored_tensors(
     }
 
 
-def _stored(
-    table: Mapping[str, transformer.Parameter], weights: Weights
-) -> Iterator[tuple[str, np.ndarray]]:
+def _stored(table: Mapping[str, Parameter], weights: Weights) -> Iterator[tuple[str, np.ndarray]]:
     """Tensors under Hugging Face's names."""
     for name, parameter in table.items():
         for layer in layers_of(parameter):

@@ -29,9 +29,8 @@ def gather(weight: jax.Array, spec: PartitionSpec, dtype: jnp.dtype) -> jax.Arra
     """A weight as the computation needs it: whole, but for what is cut over `tp`.
 
     It travels in `dtype` and comes out in its own, so that its gradient is summed in that; integers
-    travel as they are. The
-    dimension that is cut goes first on the way: TPUs have no collectives over another, unless the
-    parts fill whole tiles, and would sum up whole arrays instead.
+    travel as they are. The dimension that is cut goes first on the way: TPUs have no collectives
+    over another, unless the parts fill whole tiles, and would sum up whole arrays instead.
     """
     whole = weight
     travelling = dtype if jnp.issubdtype(weight.dtype, jnp.floating) else weight.dtype

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwm_core.atomic import free_bytes, replacing
-from lwm_core.cache import cache_specs, each_layer
+from lwm_core.cache import cache_specs, each_layer, empty_cache
 from lwm_core.config import Quantization
 from lwm_core.costs import BYTES
 from lwm_core.errors import ContextTooLong, FormatError, OutputError, UsageError
@@ -194,10 +194,13 @@ def _put_in(file: SafetensorsFile, model: LoadedModel, tokens: int) -> KVCache:
     """A cache that holds the tokens of a file, cut up as a model's mesh cuts it."""
     how, config = model.how, model.config
     slots = -(-tokens // how.ways) * how.ways
+    split = is_split(model.params)
+    shapes = jax.eval_shape(partial(empty_cache, config, 1, slots, model.cache_dtype, split=split))
+    places = jax.tree.map(how.sharding, cache_specs(how, shapes))
 
     def stacked(part: str, *size: int) -> Any:  # on the host
         shape = (config.layers, 1, config.kv_heads, slots, *size)
-        whole = np.zeros(shape, file.tensor(f"layers.0.{part}").dtype)
+        whole = np.zeros(shape, file.dtype(f"layers.0.{part}"))
         for layer in range(config.layers):
             whole[layer, 0, :, :tokens] = file.tensor(f"layers.{layer}.{part}")
         return whole
@@ -205,12 +208,13 @@ def _put_in(file: SafetensorsFile, model: LoadedModel, tokens: int) -> KVCache:
     def numbers(part: str) -> Numbers | list[Numbers]:
         values = stacked(part, config.head_dim)
         whole = Quantized(values, stacked(f"{part}.scales")) if values.dtype == np.int8 else values
-        return list(each_layer(whole)) if is_split(model.params) else whole
+        return jax.device_put(list(each_layer(whole)) if split else whole, places.keys)
 
-    order: Any = np.arange(slots, dtype=np.int32)[None]
-    segments = (order < tokens).astype(np.int32)
-    cache: KVCache = KVCache(numbers("keys"), numbers("values"), order, segments, jnp.int32(slots))
-    return jax.device_put(cache, jax.tree.map(how.sharding, cache_specs(how, cache)))
+    order = np.arange(slots, dtype=np.int32)[None]
+    positions, segments = (
+        jax.device_put(one, places.positions) for one in (order, (order < tokens).astype(np.int32))
+    )
+    return KVCache(numbers("keys"), numbers("values"), positions, segments, jnp.int32(slots))
 
 
 def _check_model(path: Path, said: Mapping[str, str], model: LoadedModel) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -21,6 +21,7 @@ from lwm_core.formats.hf_tokenizer import write_fast_tokenizer
 from lwm_core.formats.lwm_jax import stored_shapes
 from lwm_core.formats.lwm_jax_writer import write_streaming, write_vqgan_pickle
 from lwm_core.mesh import make_mesh
+from lwm_core.parameters import stored
 from lwm_core.source import ORIGINAL_IMAGE, STREAMS, Source, open_source
 from lwm_core.tensor_files import write_json
 from lwm_core.tokenizer import Tokenizer
@@ -73,7 +74,7 @@ def plan(
         _check_original(source)
         tensors = [(shape, number.name) for shape in stored_shapes(source.config).values()]
     else:
-        table = transformer.stored(source.config)
+        table = stored(source.config)
         tensors = list(checkpoint.stored_tensors(table, number.name).values())
     image = vqgan.shapes(source.image.config) if source.image else {}
     planned = Plan(
@@ -82,7 +83,7 @@ def plan(
         format=to,
         dtype=source.config.quantized or number.name,
         tensors=len(tensors),
-        parameters=sum(math.prod(shape) for shape, _ in tensors),
+        parameters=transformer.count_parameters(replace(source.config, quantized=None)),
         bytes=sum(math.prod(shape) * np.dtype(number).itemsize for shape, number in tensors),
         image_bytes=4 * sum(map(math.prod, image.values())),
         assumed=source.assumed,

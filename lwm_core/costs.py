@@ -304,8 +304,9 @@ def _inference_phase(work: Work, mesh: MeshSizes, local: _Local) -> int:
     travelling = chunk.t * local.n * (local.c + FLOAT32) * (2 if mesh.sp > 1 else 1)
     logits = FLOAT32 * local.rows * _cut(config.vocab, config.vocab, mesh.tp)
     weights = _weight_bytes(work) * _layer_numbers(config, mesh.tp) if mesh.fsdp > 1 else 0
-    if config.quantized:  # the largest matrix of a layer, made plain
-        weights += local.c * config.hidden * _cut(*_layer(config)["w_up"], mesh.tp)
+    if config.quantized:  # the largest matrix, made plain
+        inner = config.hidden * _cut(*_layer(config)["w_up"], mesh.tp)
+        weights += local.c * max(inner, _table_numbers(config, mesh.tp))
     inner = _feed_forward(config, mesh, chunk, passes=1)
     return cache + chunk.t * chunk.values + travelling + inner + logits + weights
 

@@ -127,7 +127,8 @@ def _decode(
     ids = jnp.zeros((rows, DECODE_CHUNK), jnp.int32)
     _, state, ids = jax.lax.while_loop(goes_on, body, (jnp.int32(0), state, ids))
     # Whole on every device: each process reads what its own devices have.
-    return state, jax.lax.with_sharding_constraint(ids, how.sharding(PartitionSpec()))
+    whole = partial(jax.lax.with_sharding_constraint, shardings=how.sharding(PartitionSpec()))
+    return state._replace(done=whole(state.done)), whole(ids)
 
 
 def chunk_for(tokens: int, ways: int = 1) -> int:

@@ -52,6 +52,11 @@ class Execution:
         return self.mesh.devices.flat[0].platform
 
     @property
+    def splits_layers(self) -> bool:
+        """Whether what only writes has layers with arrays of their own (`transformer.split`)."""
+        return self.platform == "cpu"
+
+    @property
     def ways(self) -> int:
         """The devices that share a sequence."""
         return self.mesh.shape["sp"]

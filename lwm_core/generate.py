@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from lwm_core import vqgan
@@ -30,8 +31,10 @@ __all__ = [
     "reply",
 ]
 
-PIXELS = 8 * 64 * 64
-"""Of the frames per compiled call of the image tokenizer: larger ones gain nothing together."""
+FRAMES = 8
+"""Frames per compiled call of the image tokenizer, at most."""
+CPU_PIXELS = FRAMES * 64 * 64
+"""Pixels of them together on a CPU, where larger frames gain nothing by company."""
 
 OnProgress = Callable[[Progress], None]
 
@@ -65,7 +68,8 @@ def decode_frames(model: LoadedModel, codes: np.ndarray) -> np.ndarray:
 
 def frames_at_once(image: vqgan.VQGAN) -> int:
     """How many frames go in one compiled call."""
-    return max(1, PIXELS // image.config.resolution**2)
+    fitting = CPU_PIXELS // image.config.resolution**2
+    return min(FRAMES, max(1, fitting)) if jax.default_backend() == "cpu" else FRAMES
 
 
 def _image_tokenizer(model: LoadedModel) -> vqgan.VQGAN:

@@ -13,12 +13,15 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from lwm_core.costs import FEED_FORWARD_BLOCK
+from lwm_core.quantize import LARGEST
 from lwm_core.types import Array, Quantized
 
 MOST_ROWS_OF_DIGITS = 8
 """For more rows of activations the weights are made plain, once for all of them."""
-LARGEST_OF_DIGITS = 127 * 256
+LARGEST_OF_DIGITS = LARGEST * 256
+"""The largest number of two digits."""
 TINY = 1e-30
+"""No row of activations has a smaller largest number: rows of zeros have a scale too."""
 
 FEWEST_ROWS = 4
 """For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first."""
@@ -75,7 +78,7 @@ def _product_of_digits(x: jax.Array, weight: Quantized) -> jax.Array:
     count = len(rows)
     scales = jnp.maximum(jnp.abs(rows).max(axis=-1, keepdims=True), TINY) / LARGEST_OF_DIGITS
     whole = jnp.round(rows / scales)
-    high = jnp.round(whole / 256)
+    high = jnp.floor((whole + 128) / 256)  # so that the rest is from -128 to 127
     digits = jnp.concatenate([high, whole - 256 * high]).astype(jnp.int8)
     sums = lax.dot_general(
         weight.values, digits, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32

@@ -131,7 +131,7 @@ def load_model(
     return LoadedModel(
         name=name,
         config=source.config,
-        params=_placed(tensors, source.config, how),
+        params=placed(tensors, source.config, how),
         tokenizer=source.tokenizer,
         vqgan=source.image,
         how=how,
@@ -143,15 +143,23 @@ def load_model(
     )
 
 
-def _placed(
+def placed(
     tensors: Iterable[tuple[str, np.ndarray]], config: ModelConfig, how: Execution
 ) -> transformer.Params:
-    """The weights where the mesh has them: each put there as it comes, on a CPU taken over."""
-    if how.platform == "cpu":
-        params = transformer.split(transformer.nest(dict(tensors)))
-        return jax.tree.map(put, params, transformer.shardings(config, how, is_split=True))
-    places = transformer.flatten(transformer.shardings(config, how))
-    return transformer.nest({name: put(weight, places[name]) for name, weight in tensors})
+    """The weights where the mesh has them, each put there as it comes; layers split on a CPU."""
+    if not how.splits_layers:
+        places = transformer.flatten(transformer.shardings(config, how))
+        return transformer.nest({name: put(weight, places[name]) for name, weight in tensors})
+    split = transformer.shardings(config, how, is_split=True)
+    params: transformer.Params = {"layers": [{} for _ in range(config.layers)]}
+    for name, weight in tensors:
+        if name in split:
+            params[name] = put(weight, split[name])
+            continue
+        part = name.removeprefix("layers.")
+        for layer, one, place in zip(params["layers"], weight, split["layers"], strict=True):
+            layer[part] = put(one, place[part])
+    return params
 
 
 def _check_memory(name: str, devices: list[jax.Device], made: Plan) -> None:
@@ -166,7 +174,7 @@ def _check_memory(name: str, devices: list[jax.Device], made: Plan) -> None:
         "--quantize int8": made.work.config.quantized,
         "--cache int8": made.work.cache_dtype == "int8",
     }
-    smaller = " ".join(option for option, is_taken in options.items() if not is_taken)
+    smaller = " or ".join(option for option, is_taken in options.items() if not is_taken)
     more = f", and {smaller} holds more" if smaller else ""
     raise DoesNotFit(
         f"{name} with {made.work.context:,} tokens takes {made.memory.total / GIB:.1f} GiB on each "

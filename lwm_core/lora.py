@@ -17,8 +17,8 @@ from safetensors.numpy import save
 from lwm_core.checkpoint import StoredWeights, new_directory
 from lwm_core.config import MATRICES, LoraConfig, ModelConfig
 from lwm_core.errors import ConfigError, FormatError
+from lwm_core.parameters import adapters, decoder
 from lwm_core.tensor_files import TensorFiles, read_json, write_json
-from lwm_core.transformer import adapters, decoder
 from lwm_core.weights import Weights, layers_of
 
 CONFIG = "adapter_config.json"
@@ -52,7 +52,7 @@ class AdapterFiles(TensorFiles):
 def open_adapter(directory: Path, config: ModelConfig) -> tuple[LoraConfig, StoredWeights]:
     """What an adapter changes in a model of these sizes, and its factors.
 
-    They are read by the names of `transformer.adapters`. Raises FormatError, ConfigError where it
+    They are read by the names of `adapters`. Raises FormatError, ConfigError where it
     is no adapter of such a model.
     """
     files, lora = AdapterFiles(directory), _read_config(directory / CONFIG)

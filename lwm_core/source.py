@@ -24,9 +24,10 @@ from lwm_core.formats.torch_bin import TorchFiles
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
 from lwm_core.hub.address import is_written
+from lwm_core.rounded import rounded, unpacked
 from lwm_core.tensor_files import TensorFiles, read_json
 from lwm_core.vocabulary import AnyTokenizer, load_tokenizer
-from lwm_core.weights import Weights, rounded, unpacked
+from lwm_core.weights import Weights
 
 STREAMS = ("params", "streaming_params", "streaming_train_state")
 """What the original calls its file of weights."""

@@ -150,16 +150,12 @@ def _doubled(weights: Weights, x: jax.Array) -> jax.Array:
     kernels = jnp.einsum("yip,xjq,pqco->yxijco", merged, merged, weights["kernel"])
 
     def at(row: int, column: int) -> jax.Array:
-        around = ((1 - row, row), (1 - column, column))
-        layout = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(
-            x, kernels[row, column], (1, 1), around, dimension_numbers=layout
-        )
+        kernel = {"kernel": kernels[row, column], "bias": weights["bias"]}
+        return _conv(kernel, x, padding=((1 - row, row), (1 - column, column)))
 
     rows = [jnp.stack([at(row, column) for column in (0, 1)], axis=3) for row in (0, 1)]
     batch, height, width, channels = x.shape
-    doubled = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
-    return doubled + weights["bias"]
+    return jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, channels)
 
 
 def _abstract_weights(config: VQConfig) -> Weights:

@@ -12,17 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
-from lwm_core import four_bits
 from lwm_core.config import ModelConfig
-from lwm_core.quantize import LARGEST
-from lwm_core.transformer import LEAST, SCALES, Parameter, parameters, stored
+from lwm_core.parameters import Parameter, parameters
 
 ALIGNMENT = 64
 """Bytes; numpy's own arrays begin at any multiple of 16."""
 
 
 class Weights(Protocol):
-    """Parameters by the dotted names and in the orientation of `transformer.parameters`."""
+    """Parameters by the dotted names and in the orientation of a table of `parameters`."""
 
     @property
     def dtype(self) -> str:
@@ -47,77 +45,6 @@ class Held:
         """One parameter, or one layer of it: a view."""
         tensor = self.tensors[name]
         return tensor if layer is None else tensor[layer]
-
-
-class Rounded:
-    """Weights with matrices in 8 or 4 bits, as a table of `transformer` says: made when read.
-
-    `packed` are the same weights as a model directory stores them, where that is in 4 bits.
-    """
-
-    def __init__(
-        self, weights: Weights, table: Mapping[str, Parameter], packed: Weights | None = None
-    ):
-        self._weights, self._table, self.packed = weights, table, packed
-
-    @property
-    def dtype(self) -> str:
-        """The number format of what stays as it is."""
-        return self._weights.dtype
-
-    def read(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One parameter: integers of a matrix, or what belongs to its rows or groups."""
-        matrix = name.removesuffix(SCALES).removesuffix(LEAST)
-        weight = self._weights.read(matrix, layer)
-        if self._table[name].dtype is None:
-            return weight
-        weight = weight.astype(np.float32)
-        if self._table[matrix].dtype == "uint8":
-            packed = four_bits.pack(weight)
-            return {SCALES: packed.scales, LEAST: packed.least}.get(
-                name.removeprefix(matrix), packed.codes
-            )
-        scales = np.abs(weight).max(axis=-1) / np.float32(LARGEST)
-        if matrix != name:
-            return scales
-        return np.rint(weight / np.where(scales > 0, scales, 1)[:, None]).astype(np.int8)
-
-
-class Plain:
-    """Quantized weights, of a table of `transformer`, as the numbers that they stand for."""
-
-    def __init__(self, weights: Weights, table: Mapping[str, Parameter]):
-        self._weights, self._table = weights, table
-
-    @property
-    def dtype(self) -> str:
-        """The number format of what was not quantized."""
-        return self._weights.dtype
-
-    def read(self, name: str, layer: int | None = None) -> np.ndarray:
-        """One parameter; a matrix is float32."""
-        weight = self._weights.read(name, layer)
-        kind = self._table[name].dtype
-        if kind is None:
-            return weight
-        scales = self._weights.read(name + SCALES, layer)
-        if kind == "int8":
-            return weight * scales[:, None]
-        least = self._weights.read(name + LEAST, layer)
-        return four_bits.unpack(four_bits.Packed(weight, scales, least))
-
-
-def rounded(weights: Weights, config: ModelConfig) -> Rounded:
-    """Plain weights as a quantized model computes with them."""
-    table = parameters(config)
-    if config.quantized == "int8":
-        return Rounded(weights, table)
-    return unpacked(Rounded(weights, stored(config)), config)
-
-
-def unpacked(packed: Weights, config: ModelConfig) -> Rounded:
-    """Weights that are stored in 4 bits as a model computes with them, in 8."""
-    return Rounded(Plain(packed, stored(config)), parameters(config), packed)
 
 
 def layers_of(parameter: Parameter) -> list[int | None]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -23,7 +24,7 @@ UNIT = Machine(bandwidth=1.0, flops=1.0)
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model: Path) -> LoadedModel:
-    return load_model(str(tiny_model), mesh="dp=2,tp=2,sp=2")
+    return load_model(str(tiny_model), mesh="dp=8")
 
 
 def test_every_job_of_a_model_is_measured(tiny: LoadedModel) -> None:
@@ -36,16 +37,16 @@ def test_every_job_of_a_model_is_measured(tiny: LoadedModel) -> None:
 
 def test_shares_are_of_what_is_counted(tiny: LoadedModel) -> None:
     """On a machine of one byte and one FLOP a second a share is the work of a second."""
-    config, mesh = tiny.config, MeshSizes(dp=2, tp=2, sp=2)
+    config, mesh = tiny.config, MeshSizes(dp=8)
     figures = {figure.job: figure for figure in bench.measure(tiny, UNIT, SHORT, 1)}
     reading = Work(config, "prefill", 64, dtype="float32", cache_dtype="float32")
     writing = Work(config, "decode", 32 + 20, dtype="float32", cache_dtype="float32")
-    learning = Work(config, "train", 64, 2, dtype="float32", cache_dtype="float32")
+    learning = Work(config, "train", 64, 8, dtype="float32", cache_dtype="float32")
     prefill, decode, train = (figures[job] for job in ("prefill", "decode", "train"))
     assert prefill.share == pytest.approx(costs.flops(reading) / 8 / 64 * prefill.speed)
     assert decode.share == pytest.approx(costs.read(writing, mesh) * decode.speed)
     flops = costs.flops(learning, "none") / 8
-    assert train.share == pytest.approx(flops / 128 * train.speed)
+    assert train.share == pytest.approx(flops / (8 * 64) * train.speed)
     assert (prefill.limit, decode.limit, train.limit) == ("arithmetic", "memory", "arithmetic")
 
 
@@ -86,3 +87,13 @@ def test_the_command(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert facts["quantize"] == "int8"
     assert facts["machine"]["bandwidth"] > 1e8
     assert {figure["job"] for figure in facts["figures"]} == {"prefill", "decode", "encode"}
+
+
+def test_bytes_of_a_written_token(tiny: LoadedModel) -> None:
+    """All weights but the embeddings, and the keys and values so far, counted from the arrays."""
+    config, length = tiny.config, SHORT.before + SHORT.written // 2
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(tiny.params))
+    weights -= tiny.params["embed"].nbytes
+    cache = 2 * 4 * config.layers * config.kv_heads * config.head_dim * length
+    decode = bench.time_decode(tiny, UNIT, SHORT, 1)
+    assert decode.share == pytest.approx((weights + cache) * decode.speed, rel=0.05)

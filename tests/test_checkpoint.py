@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 from lwm_core import checkpoint, transformer
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError, FormatError, OutputError, UsageError
+from lwm_core.parameters import parameters
 from lwm_core.tensor_files import TensorFiles, write_tensors
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.weights import Held, read_stacked
@@ -74,7 +75,7 @@ def test_reads_what_hugging_face_wrote(reference: Path) -> None:
     assert config.rope_theta == 1e7
     assert config.vision_vocab == 0
     for name, weight in stored(folder).items():
-        assert weight.shape == transformer.parameters(config)[name].shape
+        assert weight.shape == parameters(config)[name].shape
 
 
 def test_image_tokenizer_and_habits(tiny_model: Path) -> None:

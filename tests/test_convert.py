@@ -27,6 +27,7 @@ from lwm_core.formats.streaming import StreamingFile
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
 from lwm_core.load import load_model
+from lwm_core.parameters import parameters
 from lwm_core.source import open_image, open_source, picture_size
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.types import Progress
@@ -153,7 +154,7 @@ def test_large_arrays_are_written_in_chunks(
         max_length=8,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    shapes = {name: p.shape for name, p in transformer.parameters(config).items()}
+    shapes = {name: p.shape for name, p in parameters(config).items()}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     sizes: list[int] = []
     for name, limit in (("whole", 1 << 30), ("chunked", 300)):

@@ -134,7 +134,7 @@ def together(
             )
         )
     try:
-        said = [process.communicate(timeout=150) for process in processes]
+        said = [process.communicate(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()

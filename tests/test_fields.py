@@ -256,7 +256,7 @@ def test_a_cursor_continues_exactly(tokenizer: Tokenizer, make: Any, name: str) 
         for batch, again in zip(
             taken[number : number + 2], make(tokenizer, name, cursors[number]), strict=False
         ):
-            for one, other in zip(vars(batch).values(), vars(again).values(), strict=True):
+            for one, other in zip(batch, again, strict=True):
                 np.testing.assert_array_equal(one, other)
 
 

@@ -26,6 +26,7 @@ from lwm_core.execution import Execution
 from lwm_core.formats.gguf_file import StoredTensor
 from lwm_core.formats.gguf_llama import GGUFModel
 from lwm_core.mesh import make_mesh
+from lwm_core.parameters import parameters
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokenizer_json import JsonTokenizer
 from lwm_core.types import Tokens
@@ -113,7 +114,7 @@ def sentencepiece_metadata(path: Path) -> Metadata:
 
 def random_weights(config: ModelConfig) -> Weights:
     generator = np.random.default_rng(0)
-    table = transformer.parameters(config)
+    table = parameters(config)
     return {n: generator.normal(size=p.shape).astype(np.float32) for n, p in table.items()}
 
 
@@ -203,7 +204,7 @@ def test_plain_numbers_and_sizes_come_out_as_they_went_in(tmp_path: Path) -> Non
         np.testing.assert_array_equal(tensors[name], weight)
         if name.startswith("layers."):
             np.testing.assert_array_equal(model.read(name, layer=1), weight[1])
-    assert tensors.keys() == transformer.parameters(SMALL).keys()
+    assert tensors.keys() == parameters(SMALL).keys()
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(Kind.F16, "float16"), (Kind.BF16, "bfloat16")])

@@ -26,19 +26,17 @@ from lwm_core.execution import Execution
 from lwm_core.load import load_model
 from lwm_core.lora import CONFIG, WEIGHTS, Merged, write_adapter
 from lwm_core.mesh import make_mesh
+from lwm_core.parameters import adapters, decoder, parameters
 from lwm_core.source import open_source, picture_size
 from lwm_core.train import read_recipe, sizes_of
 from lwm_core.transformer import (
     Params,
-    adapters,
-    decoder,
     draw,
     flatten,
     forward,
     hidden_states,
     init,
     nest,
-    parameters,
     read,
     shardings,
     specs,

@@ -21,10 +21,11 @@ from lwm_core.costs import Work
 from lwm_core.errors import ConfigError
 from lwm_core.execution import Execution
 from lwm_core.mesh import device_line, make_mesh, missed_gpu, this_topology
+from lwm_core.parameters import parameters
 from lwm_core.presets import plan_here
 from lwm_core.train.language import LanguageState, abstract_state, language_step, lay_out
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
-from lwm_core.transformer import Params, flatten, forward, init, parameters, shardings
+from lwm_core.transformer import Params, flatten, forward, init, shardings
 from lwm_core.types import Batch
 
 TINY = ModelConfig(

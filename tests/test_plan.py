@@ -23,6 +23,7 @@ from lwm_core.errors import ConfigError
 from lwm_core.execution import Execution
 from lwm_core.hardware import GIB, SLICES, TPUS, parse_topology, tpu_slice
 from lwm_core.mesh import make_mesh
+from lwm_core.parameters import adapters, parameters
 from lwm_core.plan import (
     MARGIN,
     estimate,
@@ -60,7 +61,7 @@ def test_parameters_of_one_device_are_those_of_its_shards(config: ModelConfig, s
     places = transformer.flatten(transformer.shardings(config, how))
     shards = (
         math.prod(places[name].shard_shape(parameter.shape))
-        for name, parameter in transformer.parameters(config).items()
+        for name, parameter in parameters(config).items()
     )
     assert costs.count_parameters(config, MeshSizes(**mesh.shape)) == sum(shards)
 
@@ -75,9 +76,9 @@ def test_what_adapters_hold(text: str) -> None:
     places = transformer.flatten(transformer.shardings(config, how))
     held = {
         name: math.prod(places[name].shard_shape(parameter.shape))
-        for name, parameter in transformer.parameters(config).items()
+        for name, parameter in parameters(config).items()
     }
-    learning = sum(held[name] for name in transformer.adapters(config))
+    learning = sum(held[name] for name in adapters(config))
     sizes = MeshSizes(**mesh.shape)
     assert costs.count_adapters(config, sizes) == learning
     memory = costs.memory(Work(config, "train", 64, 2), sizes)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from recipes import TEXT, changed
+from safetensors.numpy import load_file, save_file
 
 from lwm_core import convert, costs, four_bits, transformer
 from lwm_core.axes import MeshSizes
@@ -166,7 +167,7 @@ def test_what_two_digits_hold_is_exact() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(-127, 128, (64, 128), dtype=np.int8)
     x = rng.integers(-32512, 32513, (2, 128)).astype(np.float32)
-    x[:, 0] = 32512, -32512
+    x[:, :4] = [[32512, 128, 640, -128], [-32512, 127, -129, 32384]]
     found = jax.jit(product)(x, Quantized(values, np.full(64, 0.5, np.float32)))
     expected = x.astype(np.int64) @ values.T.astype(np.int64) / 2
     assert np.allclose(found, expected, rtol=3e-7, atol=0)
@@ -338,3 +339,31 @@ def test_a_context_belongs_to_its_kind_of_weights(tiny_model: Path, tmp_path: Pa
     save_context(path, whole, read_context(whole, [5, 6, 7, 8]))
     with pytest.raises(UsageError, match="was read with --quantize none, not int8"):
         open_context(path, rounded)
+
+
+@pytest.mark.parametrize("part", ["scale", "least"])
+def test_scales_that_are_not_finite(in_4_bits: Source, tmp_path: Path, part: str) -> None:
+    """One line, and no warnings of arithmetic."""
+    convert.convert(in_4_bits, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = {name: tensor.copy() for name, tensor in load_file(path).items()}
+    tensors[f"model.layers.0.self_attn.q_proj.weight_{part}"][3] = np.inf
+    save_file(tensors, path)
+    made = open_source(str(tmp_path / "model"))
+    with pytest.raises(FormatError, match=r"layers.wq_\w+ holds numbers that are not finite"):
+        dict(read_stacked(made.weights, made.config))
+
+
+def test_weights_that_are_not_finite(tiny: Source) -> None:
+    class Endless:
+        dtype = "float32"
+
+        def read(self, name: str, layer: int | None = None) -> np.ndarray:
+            weight = np.array(tiny.weights.read(name, layer))
+            weight.ravel()[-1] = np.nan if name == "layers.wo" else 1
+            return weight
+
+    for kind in ("int8", "int4"):
+        source = quantized(dataclasses.replace(tiny, weights=Endless()), kind)
+        with pytest.raises(FormatError, match=r"layers.wo holds numbers that are not finite"):
+            dict(read_stacked(source.weights, source.config))

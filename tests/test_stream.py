@@ -73,7 +73,7 @@ def examples_in(batch: Batch) -> list[tuple[list[int], list[float]]]:
     """Tokens and the weights of their targets, by segment; all else must be padding."""
     found = []
     for row in range(len(batch.inputs)):
-        assert not any(array[row][batch.segments[row] == 0].any() for array in vars(batch).values())
+        assert not any(array[row][batch.segments[row] == 0].any() for array in batch)
         for segment in range(1, batch.segments[row].max() + 1):
             (at,) = np.nonzero(batch.segments[row] == segment)
             assert (np.diff(at) == 1).all()

@@ -18,6 +18,7 @@ from lwm_core.checkpoint import read_config
 from lwm_core.config import SIZES, ModelConfig
 from lwm_core.execution import Execution
 from lwm_core.mesh import make_mesh
+from lwm_core.parameters import parameters
 from lwm_core.transformer import (
     Params,
     count_parameters,
@@ -25,7 +26,6 @@ from lwm_core.transformer import (
     forward,
     init,
     nest,
-    parameters,
     read,
     shardings,
 )

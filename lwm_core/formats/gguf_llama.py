@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lwm_core import transformer
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError
 from lwm_core.formats.gguf_file import GGUFFile, StoredTensor
 from lwm_core.formats.gguf_tokenizer import read_special_ids, read_tokenizer
 from lwm_core.formats.lwm_jax import to_halves
+from lwm_core.parameters import parameters
 from lwm_core.vocabulary import AnyTokenizer
 from lwm_core.weights import layers_of
 
@@ -59,7 +59,7 @@ class GGUFModel:
         """
         self._file = GGUFFile(path)
         self.config = _config(self._file)
-        self._table = transformer.parameters(self.config)
+        self._table = parameters(self.config)
         self._check_tensors()
 
     @property

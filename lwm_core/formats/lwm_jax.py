@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from einops import rearrange
 
-from lwm_core import transformer
 from lwm_core.config import END_MARKERS, ModelConfig, OriginalSizes, named_heads
 from lwm_core.errors import ConfigError, FormatError
 from lwm_core.formats.streaming import StoredArray, StreamingFile
+from lwm_core.parameters import parameters
 
 TRAINING_STATE = ("params", "params")
 """Where a whole training state keeps the weights."""
@@ -185,7 +185,7 @@ def stored_shapes(config: ModelConfig, *, stacked: bool = True) -> dict[str, tup
             if rows:
                 flat = (rows, config.hidden)
                 shapes[part] = flat if table == "embed" else flat[::-1]
-    for name, parameter in transformer.parameters(config).items():
+    for name, parameter in parameters(config).items():
         if not parameter.stacked:
             continue
         kind = name.split(".")[1]

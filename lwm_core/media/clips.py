@@ -55,8 +55,9 @@ class Video:
     def read(self, indices: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
         """Yield (seconds, uint8 `[height, width, 3]`) for increasing indices.
 
-        A frame that can't be decoded gives way to the next that can; past the last that can,
-        the iteration ends early. All pictures have the size of the first.
+        A frame that can't be decoded gives way to the next that can, of those that others are
+        decoded from; past the last that can, the iteration ends early. All pictures have the size
+        of the first.
         """
         size: tuple[int, int] | None = None
         for index, frame in self._frames_at(indices):

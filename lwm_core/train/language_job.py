@@ -186,10 +186,11 @@ class LanguageJob:
 
     def _loaded(self, state: LanguageState) -> LoadedModel:
         """The model as it is, to write and draw with."""
+        whole = self._whole(state)
         return LoadedModel(
             name="samples",
             config=self.config,
-            params=self._whole(state),
+            params=transformer.split(whole) if self._how.splits_layers else whole,
             tokenizer=self.start.tokenizer,
             vqgan=self.start.image,
             how=self._how,

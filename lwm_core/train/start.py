@@ -19,6 +19,7 @@ from lwm_core.data.prose import read_prose
 from lwm_core.distributed import on_first, put
 from lwm_core.errors import ConfigError, ModelNotFound, TextOnly
 from lwm_core.lora import Merged
+from lwm_core.parameters import adapters, parameters
 from lwm_core.source import Source, open_image, open_source
 from lwm_core.tokenizer import FILE as TOKENIZER
 from lwm_core.tokenizer import Tokenizer, train_tokenizer
@@ -65,8 +66,8 @@ class Start:
 
             places = {name: one.sharding for name, one in wanted.items()}
             return transformer.nest(jax.jit(fresh, out_shardings=places)())
-        adapters = transformer.draw(transformer.adapters(config), jax.random.key(seed))
-        flat = transformer.flatten(adapters).items()
+        factors = transformer.draw(adapters(config), jax.random.key(seed))
+        flat = transformer.flatten(factors).items()
         drawn = ((name, weight) for name, weight in flat if name in wanted)
         return transformer.nest(
             {
@@ -82,7 +83,7 @@ class Start:
             facts["the image tokenizer"] = vqgan.fingerprint(self.image)
         if self.source:
             state = sha256(json.dumps(self.source.config.to_json()).encode())
-            for name, parameter in transformer.parameters(self.source.config).items():
+            for name, parameter in parameters(self.source.config).items():
                 first = self.source.weights.read(name, 0 if parameter.stacked else None)
                 state.update(np.asarray(first[:1], np.float32).tobytes())
             facts["the model to start from"] = state.hexdigest()[:16]

@@ -167,3 +167,13 @@ def test_figures_for_people() -> None:
     assert _scaled(1.2345e18, "FLOP") == "1.23 EFLOP"
     assert _scaled(4e21, "FLOP") == "4e+03 EFLOP"
     assert [_time(0.0123), _time(59.4), _time(7200)] == ["12.3 ms", "59.4 s", "120 min"]
+
+
+def test_fewer_bits_take_less(capsys: pytest.CaptureFixture[str]) -> None:
+    """7B in 8 bits is half of what it is in bfloat16; what is rounded does not learn."""
+    arguments = ["-m", "7b", "--on", "1xa100-80gb", "--job", "decode"]
+    whole, rounded = (facts(capsys, *arguments, *more) for more in ([], ["--quantize", "int8"]))
+    assert whole["memory"]["parameters"] == 2 * rounded["memory"]["parameters"]
+    assert rounded["times"]["memory"] < 0.6 * whole["times"]["memory"]
+    assert app.main(["plan", "-m", "7b", "--quantize", "int8"]) == failures.WRONG_USAGE
+    assert "quantized weights don't learn" in capsys.readouterr().err
