@@ -96,7 +96,7 @@ def reader(of: Source, seed: int = 0, shard: tuple[int, int] = (0, 1), length: i
 def assert_same(first: Sequence[Batch], second: Sequence[Batch]) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        for name, array in vars(one).items():
+        for name, array in one._asdict().items():
             np.testing.assert_array_equal(array, getattr(other, name), strict=True)
 
 
