@@ -22,7 +22,7 @@ from lwm_core.distributed import put
 from lwm_core.errors import ContextTooLong
 from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
-from lwm_core.sampling import Sampling, draw_tokens, guide
+from lwm_core.sampling import Numbers, Sampling, draw_tokens, guide
 from lwm_core.tokens import FrameLayout, pad_left
 from lwm_core.transformer import Params, is_split, read
 from lwm_core.types import KVCache, Progress, Tokens
@@ -37,12 +37,22 @@ DECODE_CHUNK = 32
 SMALLEST_CACHE = 256
 
 
+class Room(NamedTuple):
+    """Sizes that compiled programs are made for: tokens of a prompt, and of it and its answer."""
+
+    prompt: int
+    total: int
+
+
+AS_NEEDED = Room(0, 0)
+
+
 class DecodeState(NamedTuple):
     """Everything between two decoding calls.
 
     `logits` float32 `[rows, range]` are those of the next token among the ids of its modality,
     `position` int32 `[rows]` its position, `drawn` how many tokens were drawn, `done` bool `[n]`
-    which rows have ended (n is half of `rows` under guidance); `seed` that of all draws.
+    which rows have ended (n is half of `rows` under guidance).
     """
 
     cache: KVCache
@@ -50,7 +60,6 @@ class DecodeState(NamedTuple):
     position: jax.Array
     drawn: jax.Array
     done: jax.Array
-    seed: jax.Array
 
 
 def id_range(config: ModelConfig, modality: Modality) -> slice:
@@ -76,17 +85,18 @@ def _prefill(
 
 @partial(
     jax.jit,
-    static_argnames=("config", "modality", "sampling", "how", "stops"),
+    static_argnames=("config", "modality", "codes_only", "how", "stops"),
     donate_argnums=1,
 )
 def _decode(
     params: Params,
     state: DecodeState,
     count: jax.Array,
+    numbers: Numbers,
     *,
     config: ModelConfig,
     modality: Modality,
-    sampling: Sampling,
+    codes_only: bool,
     how: Execution,
     stops: bool,
 ) -> tuple[DecodeState, jax.Array]:
@@ -95,7 +105,7 @@ def _decode(
     In vision every `frame_codes + 1`-th token is the end-of-frame marker, whatever was drawn.
     """
     allowed = id_range(config, modality)
-    key = jax.random.key(state.seed)
+    key = jax.random.key(numbers.seed)
     layout = FrameLayout.of(config)
     rows = state.done.shape[0]
     guided = state.logits.shape[0] == 2 * rows
@@ -106,10 +116,10 @@ def _decode(
 
     def body(carry: tuple) -> tuple:
         step, state, ids = carry
-        logits = guide(state.logits, sampling.guidance) if guided else state.logits
-        if modality == "vision" and sampling.codes_only:
+        logits = guide(state.logits, numbers.guidance) if guided else state.logits
+        if modality == "vision" and codes_only:
             logits = logits[:, : layout.codes]
-        token = draw_tokens(logits, sampling, jax.random.fold_in(key, state.drawn))
+        token = draw_tokens(logits, numbers, jax.random.fold_in(key, state.drawn))
         token = token + allowed.start
         if modality == "vision":
             marks = (state.drawn + 1) % layout.frame_tokens == 0
@@ -121,7 +131,7 @@ def _decode(
         tokens = Tokens(fed[:, None], state.position[:, None], jnp.ones_like(fed)[:, None])
         logits, cache = read(params, config, tokens, state.cache, how, allowed)
         drawn = state.drawn + 1
-        state = DecodeState(cache, logits, state.position + 1, drawn, done, state.seed)
+        state = DecodeState(cache, logits, state.position + 1, drawn, done)
         return step + 1, state, ids
 
     ids = jnp.zeros((rows, DECODE_CHUNK), jnp.int32)
@@ -165,6 +175,7 @@ def generate(
     max_tokens: int,
     stops: bool = True,
     context: Context | None = None,
+    room: Room = AS_NEEDED,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[np.ndarray]:
     """Draw tokens behind the prompts; yields ids, int32 `[rows, k]`, as they come.
@@ -172,8 +183,9 @@ def generate(
     Prompts are padded on the left. Under guidance the second half of them is unconditional and
     `rows` is half their number. With `stops` a row that drew the end id goes on with zeros, and
     all ends when every row has. With a `context`, of a single prompt, what it shares with the
-    prompt is not read again, and it then holds all that was read and drawn. Raises ContextTooLong
-    when prompt and answer don't fit.
+    prompt is not read again, and it then holds all that was read and drawn. With `room` that a
+    later call will need the programs of this one serve that too. Raises ContextTooLong when prompt
+    and answer don't fit.
     """
     longest = max(map(len, prompts))
     if longest + max_tokens > model.context:
@@ -188,7 +200,7 @@ def generate(
         "modality": modality,
         "how": model.how,
     }
-    cache, logits = _read(model, prompts, max_tokens, static, context, on_progress)
+    cache, logits = _read(model, prompts, max_tokens, static, context, room, on_progress)
     guided = sampling.guidance != 1
     everywhere = partial(put, place=model.how.sharding(PartitionSpec()))
     state = DecodeState(
@@ -197,7 +209,6 @@ def generate(
         position=everywhere(np.asarray([len(prompt) for prompt in prompts], np.int32)),
         drawn=everywhere(np.int32(0)),
         done=everywhere(np.zeros(len(prompts) // 2 if guided else len(prompts), bool)),
-        seed=everywhere(np.uint32(sampling.seed % 2**32)),
     )
     written = 0
     while written < max_tokens:
@@ -206,7 +217,8 @@ def generate(
             model.params,
             state,
             np.int32(count),
-            sampling=sampling.unseeded,
+            sampling.numbers,
+            codes_only=sampling.codes_only,
             stops=stops,
             **static,
         )
@@ -238,7 +250,7 @@ def read_context(
         )
     context = Context()
     static = {"config": model.config, "modality": "text", "how": model.how}
-    _read(model, [ids], 0, static, context, on_progress)
+    _read(model, [ids], 0, static, context, AS_NEEDED, on_progress)
     return context
 
 
@@ -248,6 +260,7 @@ def _read(
     max_tokens: int,
     static: dict,
     context: Context | None,
+    room: Room,
     on_progress: Callable[[Progress], None] | None,
 ) -> tuple[KVCache, jax.Array]:
     """Prefill the prompts in chunks, but for what a context holds of them; it then holds all.
@@ -256,11 +269,12 @@ def _read(
     """
     known = context.shared_with(prompts[0]) if context is not None else 0
     longest = max(map(len, prompts)) - known
-    chunk = chunk_for(longest, model.how.ways)
+    chunk = chunk_for(max(longest, room.prompt), model.how.ways)
     length = _whole(longest, chunk)
     ids, positions, segments = pad_left([prompt[known:] for prompt in prompts], length)
     padded = ids, positions + known * segments, segments
-    cache = _room(model, len(prompts), length + max_tokens, chunk, known, context)
+    needed = max(length + max_tokens, _whole(room.prompt, chunk) + room.total - room.prompt)
+    cache = _cache_for(model, len(prompts), needed, chunk, known, context)
     for end in range(chunk, length + 1, chunk):
         tokens = Tokens(*(part[:, end - chunk : end] for part in padded))
         logits, cache = _prefill(model.params, tokens, cache, **static)
@@ -274,7 +288,7 @@ def _read(
     return cache, logits
 
 
-def _room(
+def _cache_for(
     model: LoadedModel,
     rows: int,
     tokens: int,

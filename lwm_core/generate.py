@@ -12,7 +12,7 @@ import numpy as np
 
 from lwm_core import vqgan
 from lwm_core.context import Context
-from lwm_core.decode import generate, read_context
+from lwm_core.decode import AS_NEEDED, Room, generate, read_context
 from lwm_core.errors import ContextTooLong, TextOnly
 from lwm_core.load import LoadedModel
 from lwm_core.media import prepare
@@ -190,7 +190,9 @@ def film(
         )
 
     def parts() -> Iterator[_Part]:
-        for part in _draw(model, [prompt], image_sampling):
+        prompt_and_frame = len(wish) + model.layout.frame_tokens
+        room = Room(prompt_and_frame, prompt_and_frame + (frames - 1) * model.layout.frame_tokens)
+        for part in _draw(model, [prompt], image_sampling, room):
             yield part
         if frames > 1:
             begun = part.codes[:, : model.layout.frame_codes]
@@ -211,11 +213,16 @@ class _Part(NamedTuple):
     total: int
 
 
-def _draw(model: LoadedModel, prompts: Sequence[str], sampling: Sampling) -> Iterator[_Part]:
+def _draw(
+    model: LoadedModel,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    room: Room = AS_NEEDED,
+) -> Iterator[_Part]:
     """The codes of one picture for each prompt."""
     wishes = [make_prompt(model.tokenizer, prompt, "image") for prompt in prompts]
     nothing = np.zeros((0, model.config.frame_codes), np.int32)
-    return _frames(model, wishes, nothing, 1, sampling)
+    return _frames(model, wishes, nothing, 1, sampling, room)
 
 
 def _frames(
@@ -224,6 +231,7 @@ def _frames(
     begun: np.ndarray,
     count: int,
     sampling: Sampling,
+    room: Room = AS_NEEDED,
 ) -> Iterator[_Part]:
     """Draw `count` frames behind each wish and the frames that have `begun`, as codes.
 
@@ -242,6 +250,7 @@ def _frames(
         sampling=sampling,
         max_tokens=total,
         stops=False,
+        room=room,
     ):
         drawn = np.concatenate([drawn, ids - layout.offset], axis=1)
         yield _Part("filming" if past else "drawing", len(begun), drawn, total)

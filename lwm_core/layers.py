@@ -24,7 +24,10 @@ TINY = 1e-30
 """No row of activations has a smaller largest number: rows of zeros have a scale too."""
 
 FEWEST_ROWS = 4
-"""For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first."""
+"""For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first, and two or
+three of float32 it multiplies more slowly than one after the other."""
+MOST_READ_AGAIN = 2**21
+"""Weights that a processor's caches keep from one row to the next, so many numbers."""
 
 
 class Adapted(NamedTuple):
@@ -51,10 +54,9 @@ def product(x: jax.Array, weight: Weight) -> jax.Array:
     if isinstance(weight, Quantized):
         return _product_of_8_bits(x, weight)
     weight = weight.astype(x.dtype)
-    few = x.dtype == jnp.bfloat16 and math.prod(x.shape[:-1]) < FEWEST_ROWS
-    if not few:
+    if math.prod(x.shape[:-1]) >= FEWEST_ROWS:
         return _product(x, weight)
-    return lax.platform_dependent(x, weight, cpu=_padded_product, default=_product)
+    return lax.platform_dependent(x, weight, cpu=_product_of_few, default=_product)
 
 
 def _product_of_8_bits(x: jax.Array, weight: Quantized) -> jax.Array:
@@ -91,11 +93,17 @@ def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
     return _contract(x, weight, (x.ndim - 1,), (1,))
 
 
-def _padded_product(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """The product of few rows as that of FEWEST_ROWS."""
-    count = math.prod(x.shape[:-1])
-    rows = jnp.pad(x.reshape(count, x.shape[-1]), ((0, FEWEST_ROWS - count), (0, 0)))
-    return _product(rows, weight)[:count].reshape(*x.shape[:-1], weight.shape[0])
+def _product_of_few(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """The product of less than FEWEST_ROWS rows."""
+    rows = x.reshape(-1, x.shape[-1])
+    count = len(rows)
+    if x.dtype == jnp.bfloat16:
+        out = _product(jnp.pad(rows, ((0, FEWEST_ROWS - count), (0, 0))), weight)[:count]
+    elif weight.size <= MOST_READ_AGAIN:
+        out = jnp.stack([_product(row, weight) for row in rows])
+    else:
+        out = _product(rows, weight)
+    return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def _contract(

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lwm_core.errors import UsageError
 from lwm_core.kernels.dense import MASKED
+from lwm_core.types import Array
+
+DRAWN_AT_ONCE = 256
+"""Tokens of a block: of few and large blocks as of many and small ones all sums take long."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,28 @@ class Sampling:
                 raise UsageError(f"{name} must be {bounds}")
 
     @property
-    def unseeded(self) -> Sampling:
-        """The same habits without a seed: what a compiled program depends on."""
-        return replace(self, seed=0)
+    def numbers(self) -> Numbers:
+        """What a compiled program takes, so that one serves all that differ in these alone."""
+        return Numbers(
+            np.array(self.temperature, np.float32),
+            np.array(min(self.top_k, np.iinfo(np.int32).max), np.int32),
+            np.array(self.top_p, np.float32),
+            np.array(self.guidance, np.float32),
+            np.array(self.seed % 2**32, np.uint32),
+        )
 
 
-def guide(logits: jax.Array, guidance: float) -> jax.Array:
+class Numbers(NamedTuple):
+    """The numbers of a `Sampling`, scalars each."""
+
+    temperature: Array
+    top_k: Array
+    top_p: Array
+    guidance: Array
+    seed: Array
+
+
+def guide(logits: jax.Array, guidance: Array | float) -> jax.Array:
     """Classifier-free guidance (Ho and Salimans 2022): `[2n, V]` to `[n, V]`.
 
     The first half of the rows is conditional, the second unconditional, in the same order.
@@ -54,22 +76,38 @@ def guide(logits: jax.Array, guidance: float) -> jax.Array:
     return unconditional + guidance * (conditional - unconditional)
 
 
-def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
-    """Mask all but the k highest logits of each row `[n, V]`; ties with the k-th stay."""
-    if not 0 < k < logits.shape[-1]:
-        return logits
-    least = lax.platform_dependent(
-        logits, cpu=partial(_kth_by_halving, k=k), default=lambda x: lax.top_k(x, k)[0][:, -1:]
-    )
-    return jnp.where(logits < least, MASKED, logits)
+def keep_top_k(logits: jax.Array, k: Array | int) -> jax.Array:
+    """Mask all but the k highest logits of each row `[n, V]`; ties with the k-th stay.
+
+    0 keeps all.
+    """
+
+    def cut(logits: jax.Array) -> jax.Array:
+        return _keep_fewest(logits, lambda kept: kept.sum(axis=-1, keepdims=True) >= k)
+
+    return lax.cond((k > 0) & (k < logits.shape[-1]), cut, lambda logits: logits, logits)
 
 
-def _kth_by_halving(logits: jax.Array, k: int) -> jax.Array:
-    """The k-th highest logit of each row, `[n, 1]`, exactly.
+def keep_top_p(logits: jax.Array, p: Array | float) -> jax.Array:
+    """Mask all but the fewest tokens of each row whose probability reaches p (Holtzman 2020)."""
 
-    XLA's CPU backend sorts all of them for `top_k`, which takes ten times as long as to halve, 32
-    times, the range of bits that it must be in: read as integers, and those of negative numbers
-    turned around, floats keep their order.
+    def cut(logits: jax.Array) -> jax.Array:
+        shares = jax.nn.softmax(logits, axis=-1)
+
+        def enough(kept: jax.Array) -> jax.Array:
+            return jnp.where(kept, shares, 0).sum(axis=-1, keepdims=True) >= p
+
+        return _keep_fewest(logits, enough)
+
+    return lax.cond(p < 1, cut, lambda logits: logits, logits)
+
+
+def _keep_fewest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Mask what is below the highest logit such that it and all above it are enough, row by row.
+
+    That logit is found exactly by halving, 32 times, the range of bits that it must be in: read as
+    integers, and those of negative numbers turned around, floats keep their order. To sort takes a
+    CPU ten times as long.
     """
 
     def turned(bits: jax.Array) -> jax.Array:
@@ -80,34 +118,51 @@ def _kth_by_halving(logits: jax.Array, k: int) -> jax.Array:
     def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
         middle = (low | high) - ((low ^ high) >> 1)  # rounded up; a sum might not fit 32 bits
-        enough = (numbers >= middle).sum(axis=-1, keepdims=True) >= k
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)
+        reached = enough(numbers >= middle)
+        return jnp.where(reached, middle, low), jnp.where(reached, high, middle - 1)
 
     limits = jnp.iinfo(jnp.int32)
     bounds = tuple(jnp.full((len(logits), 1), limit) for limit in (limits.min, limits.max))
-    low, _ = lax.fori_loop(0, 32, halve, bounds)
-    return lax.bitcast_convert_type(turned(low), jnp.float32)
+    least, _ = lax.fori_loop(0, 32, halve, bounds)
+    # As floats again, of which the two zeros are equal.
+    return jnp.where(logits < lax.bitcast_convert_type(turned(least), jnp.float32), MASKED, logits)
 
 
-def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
-    """Mask all but the fewest tokens of each row whose probability reaches p (Holtzman 2020)."""
-    if p >= 1:
-        return logits
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    kept = jnp.cumsum(probabilities, axis=-1) - probabilities < p
-    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits < least, MASKED, logits)
-
-
-def draw_tokens(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+def draw_tokens(logits: jax.Array, numbers: Numbers, key: jax.Array) -> jax.Array:
     """One token for each row of logits, float32 `[n, V]`; returns int32 `[n]`.
 
     Each row has a key of its own, so what it draws does not depend on how many others there are.
     """
-    if sampling.temperature == 0 or sampling.top_k == 1:
+
+    def best(logits: jax.Array) -> jax.Array:
         return logits.argmax(axis=-1).astype(jnp.int32)
-    logits = keep_top_k(logits / sampling.temperature, sampling.top_k)
-    logits = keep_top_p(logits, sampling.top_p)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(logits)))
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+    def drawn(logits: jax.Array) -> jax.Array:
+        logits = keep_top_k(logits / numbers.temperature, numbers.top_k)
+        logits = keep_top_p(logits, numbers.top_p)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(logits)))
+        return jax.vmap(_draw)(logits, keys).astype(jnp.int32)
+
+    greedy = (numbers.temperature == 0) | (numbers.top_k == 1)
+    return lax.cond(greedy, best, drawn, logits)
+
+
+def _draw(logits: jax.Array, key: jax.Array) -> jax.Array:
+    """An index of `logits [V]`: first a block of them, then one of the block.
+
+    Two random numbers do, where the usual way (the highest of logits with Gumbel noise) takes V.
+    """
+    weights = jnp.exp(logits - logits.max())
+    blocks = jnp.pad(weights, (0, -len(weights) % DRAWN_AT_ONCE)).reshape(-1, DRAWN_AT_ONCE)
+    which, inside = jax.random.uniform(key, (2,))
+    block = _reached(blocks.sum(axis=-1), which)
+    return block * DRAWN_AT_ONCE + _reached(blocks[block], inside)
+
+
+def _reached(weights: jax.Array, share: jax.Array) -> jax.Array:
+    """The first of `weights [n]` with which more than a share (below 1) of their sum is reached.
+
+    It is never one of weight 0, whatever is rounded.
+    """
+    sums = jnp.where(weights > 0, jnp.cumsum(weights), 0)
+    return jnp.argmax(sums > share * sums.max())

@@ -9,7 +9,14 @@ import pytest
 
 from lwm_core.errors import UsageError
 from lwm_core.kernels.dense import MASKED
-from lwm_core.sampling import Sampling, draw_tokens, guide, keep_top_k, keep_top_p
+from lwm_core.sampling import (
+    Sampling,
+    _reached,
+    draw_tokens,
+    guide,
+    keep_top_k,
+    keep_top_p,
+)
 
 LOGITS = np.random.default_rng(0).normal(0, 2, (5, 40)).astype(np.float32)
 
@@ -70,7 +77,7 @@ def test_guidance(guidance: float) -> None:
 
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0.0), Sampling(top_k=1)])
 def test_greedy(sampling: Sampling) -> None:
-    drawn = draw_tokens(jnp.asarray(LOGITS), sampling, jax.random.key(0))
+    drawn = draw_tokens(jnp.asarray(LOGITS), sampling.numbers, jax.random.key(0))
     assert drawn.dtype == jnp.int32
     assert np.array_equal(drawn, LOGITS.argmax(axis=-1))
 
@@ -87,7 +94,7 @@ def test_greedy(sampling: Sampling) -> None:
 def test_draws_follow_the_probabilities(sampling: Sampling, allowed: int) -> None:
     logits = np.log(np.array([0.1, 0.5, 0.25, 0.15], np.float32))
     rows = jnp.asarray(np.tile(logits, (20_000, 1)))
-    drawn = draw_tokens(rows, sampling, jax.random.key(1))
+    drawn = draw_tokens(rows, sampling.numbers, jax.random.key(1))
     expected = softmax(logits / sampling.temperature)
     expected[np.argsort(-expected)[allowed:]] = 0
     expected /= expected.sum()
@@ -97,7 +104,9 @@ def test_draws_follow_the_probabilities(sampling: Sampling, allowed: int) -> Non
 
 
 def test_rows_draw_by_themselves() -> None:
-    draw = lambda rows: draw_tokens(jnp.asarray(rows), Sampling(), jax.random.key(2))  # noqa: E731
+    def draw(rows: np.ndarray) -> jax.Array:
+        return draw_tokens(jnp.asarray(rows), Sampling().numbers, jax.random.key(2))
+
     assert np.array_equal(draw(LOGITS)[:2], draw(LOGITS[:2]))
     same = draw(np.zeros((64, 40), np.float32))
     assert len(set(np.asarray(same).tolist())) > 10
@@ -118,6 +127,31 @@ def test_values_that_can_not_be(values: dict[str, float], name: str) -> None:
         Sampling(**values)  # type: ignore[arg-type]
 
 
-def test_seeds_do_not_make_new_programs() -> None:
-    assert Sampling(seed=1).unseeded == Sampling(seed=2).unseeded
-    assert hash(Sampling(seed=1).unseeded) == hash(Sampling(seed=2).unseeded)
+@pytest.mark.parametrize("size", [300, 5000])
+def test_draws_among_many(size: int) -> None:
+    """Those of every part of a large vocabulary follow the probabilities, and no others come."""
+    random = np.random.default_rng(1)
+    logits = np.where(random.random(size) < 0.3, random.normal(0, 1, size), MASKED)
+    rows = jnp.asarray(np.tile(logits.astype(np.float32), (20_000, 1)))
+    drawn = np.asarray(draw_tokens(rows, Sampling().numbers, jax.random.key(3)))
+    expected = softmax(logits)
+    assert (expected[drawn] > 0).all()
+    parts = np.arange(size) * 10 // size
+    for labels in (parts, np.arange(size) % 10):
+        shares = np.bincount(labels[drawn], minlength=10) / len(drawn)
+        assert shares == pytest.approx(np.bincount(labels, expected, minlength=10), abs=0.02)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1 - 2**-23])
+def test_a_weight_of_zero_is_never_reached(share: float) -> None:
+    weights = np.zeros(1000, np.float32)
+    weights[[7, 400, 998]] = 0.1, 1e-7, 0.3
+    reached = int(_reached(jnp.asarray(weights), jnp.float32(share)))
+    assert reached == (7 if share == 0 else 998)
+
+
+def test_numbers_do_not_make_new_programs() -> None:
+    draw = jax.jit(draw_tokens)
+    for sampling in (Sampling(), Sampling(0.5, top_k=2, seed=2**40), Sampling(0, top_p=0.5)):
+        draw(jnp.asarray(LOGITS), sampling.numbers, jax.random.key(0))
+    assert draw._cache_size() == 1
