@@ -172,7 +172,10 @@ Dtype = Annotated[
 ]
 Cache = Annotated[
     CacheDtype | None,
-    typer.Option("--cache", help="Number format of keys and values; by default as --dtype."),
+    typer.Option(
+        "--cache",
+        help="Number format of keys and values; by default as --dtype, int8 with --quantize.",
+    ),
 ]
 Quantize = Annotated[
     Quantization | None,

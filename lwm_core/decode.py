@@ -5,6 +5,7 @@ All compiled programs take sizes from a few buckets, so that a growing conversat
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from lwm_core import integers
 from lwm_core.cache import cache_specs, empty_cache
 from lwm_core.config import ModelConfig
 from lwm_core.context import Context, keep, widen
@@ -83,11 +85,6 @@ def _prefill(
     return read(params, config, tokens, cache, how, id_range(config, modality))
 
 
-@partial(
-    jax.jit,
-    static_argnames=("config", "modality", "codes_only", "how", "stops"),
-    donate_argnums=1,
-)
 def _decode(
     params: Params,
     state: DecodeState,
@@ -139,6 +136,17 @@ def _decode(
     # Whole on every device: each process reads what its own devices have.
     whole = partial(jax.lax.with_sharding_constraint, shardings=how.sharding(PartitionSpec()))
     return state._replace(done=whole(state.done)), whole(ids)
+
+
+@functools.cache
+def _compiled_decode(platform: str) -> Callable[..., tuple[DecodeState, jax.Array]]:
+    """`_decode` as it is compiled for the devices of a platform."""
+    return jax.jit(
+        _decode,
+        static_argnames=("config", "modality", "codes_only", "how", "stops"),
+        donate_argnums=1,
+        compiler_options=integers.COMPILER_OPTIONS if platform == "cpu" else None,
+    )
 
 
 def chunk_for(tokens: int, ways: int = 1) -> int:
@@ -213,7 +221,7 @@ def generate(
     written = 0
     while written < max_tokens:
         count = min(DECODE_CHUNK, max_tokens - written)
-        state, ids = _decode(
+        state, drawn = _compiled_decode(model.how.platform)(
             model.params,
             state,
             np.int32(count),
@@ -225,7 +233,7 @@ def generate(
         if context is not None:
             context.cache = state.cache  # the one before is used up, whatever comes between
         # As NumPy's: an operation on one of jax's is a program of its own.
-        ids, done = np.asarray(ids), np.asarray(state.done)
+        ids, done = np.asarray(drawn), np.asarray(state.done)
         new = int(state.drawn) - written
         written += new
         if context is not None:

@@ -32,7 +32,8 @@ def digest(content: bytes) -> str:
 
 
 def _checksums(params: Mapping[str, Any]) -> list[int]:
-    """A sum over the bits of every tensor: quick, and the same however they are kept and spread."""
+    """Sums over the bits of the tensors, those of layers together: quick, and the same however they
+    are kept and spread."""
     import jax
     import jax.numpy as jnp
 
@@ -44,8 +45,7 @@ def _checksums(params: Mapping[str, Any]) -> list[int]:
     @jax.jit
     def sums(params: Mapping[str, Any]) -> list[jax.Array]:
         found = jax.tree.map(bits, dict(params))
-        if isinstance(found.get("layers"), list):
-            found["layers"] = jax.tree.map(lambda *parts: sum(parts), *found["layers"])
+        found["layers"] = sum(jax.tree.leaves(found["layers"]))
         return jax.tree.leaves(found)
 
     return [int(one) for one in sums(params)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -12,16 +13,9 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from lwm_core import integers
 from lwm_core.costs import FEED_FORWARD_BLOCK
-from lwm_core.quantize import LARGEST
 from lwm_core.types import Array, Quantized
-
-MOST_ROWS_OF_DIGITS = 8
-"""For more rows of activations the weights are made plain, once for all of them."""
-LARGEST_OF_DIGITS = LARGEST * 256
-"""The largest number of two digits."""
-TINY = 1e-30
-"""No row of activations has a smaller largest number: rows of zeros have a scale too."""
 
 FEWEST_ROWS = 4
 """For fewer rows of bfloat16 XLA's CPU backend makes all the weights float32 first, and two or
@@ -60,9 +54,9 @@ def product(x: jax.Array, weight: Weight) -> jax.Array:
 
 
 def _product_of_8_bits(x: jax.Array, weight: Quantized) -> jax.Array:
-    if math.prod(x.shape[:-1]) > MOST_ROWS_OF_DIGITS:
+    if math.prod(x.shape[:-1]) > integers.MOST_ROWS:
         return _product_of_plain(x, weight)
-    return lax.platform_dependent(x, weight, cpu=_product_of_digits, default=_product_of_plain)
+    return lax.platform_dependent(x, weight, cpu=_product_of_integers, default=_product_of_plain)
 
 
 def _product_of_plain(x: jax.Array, weight: Quantized) -> jax.Array:
@@ -70,23 +64,9 @@ def _product_of_plain(x: jax.Array, weight: Quantized) -> jax.Array:
     return _product(x, weight.values.astype(x.dtype)) * weight.scales
 
 
-def _product_of_digits(x: jax.Array, weight: Quantized) -> jax.Array:
-    """Products of integers: each number of `x` is two digits of 8 bits, 256 and 1, times a scale.
-
-    So `x` keeps 15 bits, beside which its rounding does not count. XLA's CPU backend reads integer
-    weights as fast as it can where they are the left operand and the rows the few columns.
-    """
-    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
-    count = len(rows)
-    scales = jnp.maximum(jnp.abs(rows).max(axis=-1, keepdims=True), TINY) / LARGEST_OF_DIGITS
-    whole = jnp.round(rows / scales)
-    high = jnp.floor((whole + 128) / 256)  # so that the rest is from -128 to 127
-    digits = jnp.concatenate([high, whole - 256 * high]).astype(jnp.int8)
-    sums = lax.dot_general(
-        weight.values, digits, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32
-    ).astype(jnp.float32)
-    total = (256 * sums[:, :count] + sums[:, count:]).T
-    return (total * scales * weight.scales).reshape(*x.shape[:-1], -1)
+def _product_of_integers(x: jax.Array, weight: Quantized) -> jax.Array:
+    rows = x.reshape(-1, x.shape[-1])
+    return integers.product(rows, weight).reshape(*x.shape[:-1], -1)
 
 
 def _product(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -279,14 +259,26 @@ def swiglu(x: jax.Array, gate: Weight, up: Weight, down: Weight) -> jax.Array:
     weights: tuple = gate, up, down
     if not isinstance(gate, Quantized):
         weights = jax.tree.map(lambda weight: weight.astype(x.dtype), weights)
-    blocks = in_blocks(x, FEED_FORWARD_BLOCK)
-    out = lax.map(lambda rows: _swiglu(rows, *weights), blocks)
+    gate, up, down = weights
+    return _fed_forward(x, lambda rows: (product(rows, gate), product(rows, up)), down)
+
+
+def joined_swiglu(x: jax.Array, gate_up: Weight, down: Weight) -> jax.Array:
+    """As `swiglu`, with the rows of gate above those of up in one weight; it does not learn."""
+    return _fed_forward(x, lambda rows: jnp.split(product(rows, gate_up), 2, axis=-1), down)
+
+
+def _fed_forward(
+    x: jax.Array, gate_and_up: Callable[[jax.Array], Sequence[jax.Array]], down: Weight
+) -> jax.Array:
+    """Forward through both halves, block by block."""
+
+    def one_block(rows: jax.Array) -> jax.Array:
+        gated, raised = gate_and_up(rows)
+        return linear((jax.nn.silu(gated) * raised).astype(x.dtype), down)
+
+    out = lax.map(one_block, in_blocks(x, FEED_FORWARD_BLOCK))
     return out_of_blocks(out, (*x.shape[:-1], out.shape[-1]))
-
-
-def _swiglu(x: jax.Array, gate: Weight, up: Weight, down: Weight) -> jax.Array:
-    inner = jax.nn.silu(product(x, gate)) * product(x, up)
-    return linear(inner.astype(x.dtype), down)
 
 
 def _swiglu_backward(saved: tuple, cotangent: jax.Array) -> tuple:

@@ -11,6 +11,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from lwm_core import backend, checkpoint, costs, transformer
 from lwm_core.attention import check_implementation
@@ -92,10 +93,10 @@ def load_model(
     """Load a model by name or path, tensor by tensor, each to its place on the mesh.
 
     `dtype` is that of computation and of the weights in memory: float32 or bfloat16; by default
-    bfloat16 on an accelerator and float32 on a CPU. `cache` is that of keys and values, by default
-    the same: float32, bfloat16 or int8. With `quantize` the weights of matrices are rounded to
-    that. It is to hold `context` tokens, by default as many as it was made for. With `sees` it must
-    be one that sees.
+    bfloat16 on an accelerator and float32 on a CPU. With `quantize` the weights of matrices are
+    rounded to that. `cache` is that of keys and values: float32, bfloat16 or int8; by default int8
+    where the weights are rounded, and otherwise as `dtype`. It is to hold `context` tokens, by
+    default as many as it was made for. With `sees` it must be one that sees.
     Raises ModelNotFound, FormatError, ConfigError, TextOnly, UsageError for an unknown way of
     attention, and DoesNotFit when memory can't hold such a context.
     """
@@ -104,6 +105,7 @@ def load_model(
     if cache not in (None, *costs.BYTES):
         raise UsageError(f"cache {cache!r} is unknown; choose one of {', '.join(costs.BYTES)}")
     source = quantized(open_source(name), quantize)
+    cache = cache or ("int8" if source.config.quantized else None)
     if sees and source.image is None:
         raise TextOnly(name)
     _check_fit(name, source)
@@ -147,19 +149,21 @@ def placed(
     tensors: Iterable[tuple[str, np.ndarray]], config: ModelConfig, how: Execution
 ) -> transformer.Params:
     """The weights where the mesh has them, each put there as it comes; layers split on a CPU."""
+    cut = transformer.flatten(transformer.specs(config, how))
     if not how.splits_layers:
-        places = transformer.flatten(transformer.shardings(config, how))
-        return transformer.nest({name: put(weight, places[name]) for name, weight in tensors})
-    split = transformer.shardings(config, how, is_split=True)
-    params: transformer.Params = {"layers": [{} for _ in range(config.layers)]}
+        return transformer.nest(
+            {name: put(weight, how.sharding(cut[name])) for name, weight in tensors}
+        )
+    params: transformer.Params = {}
+    layers: list[transformer.Params] = [{} for _ in range(config.layers)]
     for name, weight in tensors:
-        if name in split:
-            params[name] = put(weight, split[name])
+        if not name.startswith("layers."):
+            params[name] = put(weight, how.sharding(cut[name]))
             continue
-        part = name.removeprefix("layers.")
-        for layer, one, place in zip(params["layers"], weight, split["layers"], strict=True):
-            layer[part] = put(one, place[part])
-    return params
+        place = how.sharding(PartitionSpec(*cut[name][1:]))
+        for layer, one in zip(layers, weight, strict=True):
+            layer[name.removeprefix("layers.")] = put(one, place)
+    return params | {"layers": [transformer.joined(layer, how) for layer in layers]}
 
 
 def _check_memory(name: str, devices: list[jax.Device], made: Plan) -> None:

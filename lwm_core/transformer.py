@@ -7,7 +7,7 @@ one by one (`split`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -27,6 +27,7 @@ from lwm_core.execution import Execution
 from lwm_core.layers import (
     Adapted,
     Weight,
+    joined_swiglu,
     linear,
     lookup,
     product,
@@ -40,6 +41,9 @@ from lwm_core.ring import SAVED, gathered_attention
 from lwm_core.types import Array, KVCache, Places, Quantized, Tokens
 
 Params = dict[str, Any]
+
+JOINED = {"wqkv": ("wq", "wk", "wv"), "w_gate_up": ("w_gate", "w_up")}
+"""Matrices of one input that layers which are split have as one: memory is read in longer runs."""
 
 
 def nest(flat: dict[str, Any]) -> Params:
@@ -96,9 +100,13 @@ def specs(config: ModelConfig, how: Execution, *, is_split: bool = False) -> Par
     table = parameters(config).items()
     cut = nest({name: how.spec(*p.axes, shape=p.shape) for name, p in table})
     if is_split:
-        layer = {name: PartitionSpec(*spec[1:]) for name, spec in cut["layers"].items()}
-        cut["layers"] = [layer] * config.layers
+        cut["layers"] = [joined(_of_one_layer(cut["layers"]), how, itemgetter(0))] * config.layers
     return cut
+
+
+def _of_one_layer(stacks: dict[str, PartitionSpec]) -> dict[str, PartitionSpec]:
+    """How the weights of one layer are cut, whose stacks are cut so."""
+    return {name: PartitionSpec(*spec[1:]) for name, spec in stacks.items()}
 
 
 def shardings(config: ModelConfig, how: Execution, *, is_split: bool = False) -> Params:
@@ -106,7 +114,7 @@ def shardings(config: ModelConfig, how: Execution, *, is_split: bool = False) ->
     return jax.tree.map(how.sharding, specs(config, how, is_split=is_split))
 
 
-def split(params: Params) -> Params:
+def split(params: Params, how: Execution) -> Params:
     """The weights with a list of layers, each with arrays of its own, in place of stacks.
 
     XLA's CPU backend copies what it takes out of a stack, and a written token reads all weights.
@@ -114,7 +122,21 @@ def split(params: Params) -> Params:
     stacks = params["layers"]
     count = len(stacks["attention_norm"])
     layers = [{name: stack[layer] for name, stack in stacks.items()} for layer in range(count)]
-    return {**params, "layers": layers}
+    return {**params, "layers": [joined(layer, how) for layer in layers]}
+
+
+def joined(layer: Params, how: Execution, join: Callable[[list], Any] = jnp.concatenate) -> Params:
+    """A split layer whose matrices of one input are one, where tp does not share them out.
+
+    It gives up the parts one after the other, so that little is there twice.
+    """
+    if how.mesh.shape["tp"] > 1:
+        return layer
+    for whole, parts in JOINED.items():
+        for kind in ("", SCALES):
+            if parts[0] + kind in layer:
+                layer[whole + kind] = join([layer.pop(part + kind) for part in parts])
+    return layer
 
 
 def is_split(params: Params) -> bool:
@@ -190,17 +212,19 @@ def hidden_states(
     As all functions from here on it is of one device's arrays, inside `how.spread`. The devices of
     `sp` have a part of the tokens each if they are `shared`, otherwise all have the same.
     """
-    cut = specs(config, how, is_split=True)
+    layers = params["layers"]
+    cut = specs(config, how, is_split=is_split(params))
+    cut_layer = cut["layers"][0] if is_split(params) else _of_one_layer(cut["layers"])
     x = _embed(_whole("embed", params, cut, how), config, tokens.ids)
     rope = rope_tables(tokens.positions, config.head_dim, config.rope_theta)
-    block: Callable = partial(_block, config, how, cut["layers"][0], rope, tokens.places, shared)
+    block: Callable = partial(_block, config, how, cut_layer, rope, tokens.places, shared)
     norm = _whole("norm", params, cut, how)
     begun = x.astype(how.dtype)
     if cache is None:
-        x = _through_layers(block, params["layers"], begun, how)
+        x = _through_layers(block, layers, begun, how)
         return rms_norm(x, norm, config.norm_eps), None
     reserved = reserve(cache, tokens.places, shared=shared)
-    x, filled = _through_cached_layers(block, params["layers"], begun, reserved)
+    x, filled = _through_cached_layers(block, layers, begun, reserved)
     more = tokens.ids.shape[1] * (how.ways if shared else 1)
     return rms_norm(x, norm, config.norm_eps), filled._replace(length=cache.length + more)
 
@@ -323,10 +347,11 @@ def _block(
     with jax.named_scope("attention"):
         h = copy_to_tp(rms_norm(x, layer["attention_norm"], config.norm_eps))
 
-        def heads(name: str) -> jax.Array:
-            return linear(h, layer[name]).reshape(*x.shape[:2], -1, config.head_dim).swapaxes(1, 2)
-
-        q, k, v = rotate(heads("wq"), *rope), rotate(heads("wk"), *rope), heads("wv")
+        q, k, v = (
+            part.reshape(*x.shape[:2], -1, config.head_dim).swapaxes(1, 2)
+            for part in _queries_keys_values(config, layer, h)
+        )
+        q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is None:
             out = attend(q, k, v, places, places, how).out
         else:
@@ -338,7 +363,21 @@ def _block(
         x = x + sum_over_tp(linear(out.swapaxes(1, 2).reshape(*x.shape[:2], -1), layer["wo"]))
     with jax.named_scope("feed_forward"):
         h = copy_to_tp(rms_norm(x, layer["mlp_norm"], config.norm_eps))
-        return x + sum_over_tp(swiglu(h, layer["w_gate"], layer["w_up"], layer["w_down"])), cache
+        if "w_gate_up" in layer:
+            out = joined_swiglu(h, layer["w_gate_up"], layer["w_down"])
+        else:
+            out = swiglu(h, layer["w_gate"], layer["w_up"], layer["w_down"])
+        return x + sum_over_tp(out), cache
+
+
+def _queries_keys_values(
+    config: ModelConfig, layer: dict[str, Weight], h: jax.Array
+) -> Sequence[jax.Array]:
+    """Of all heads of a device, `[B, T, heads x H]`."""
+    if "wqkv" not in layer:
+        return [linear(h, layer[name]) for name in JOINED["wqkv"]]
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return jnp.split(linear(h, layer["wqkv"]), (queries, queries + keys), axis=-1)
 
 
 def _adapted(

@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lwm_core import decode, load, transformer
+from lwm_core import decode, load
 from lwm_core.context import Context, check_space, open_context, save_context
 from lwm_core.errors import ContextTooLong, DoesNotFit, FormatError, OutputError, UsageError
 from lwm_core.execution import Execution
@@ -26,7 +26,9 @@ from lwm_core.generate import Message, opening, read_context, reply
 from lwm_core.load import LoadedModel, load_model
 from lwm_core.mesh import make_mesh
 from lwm_core.sampling import Sampling
+from lwm_core.source import open_source
 from lwm_core.types import Progress
+from lwm_core.weights import read_stacked
 
 GREEDY = Sampling(temperature=0.0)
 CLIP = np.arange(128, dtype=np.int32).reshape(2, 64) % 32
@@ -44,8 +46,8 @@ def tiny(tiny_model: Path) -> LoadedModel:
 def placed(model: LoadedModel, mesh: str, cache: str | None = None) -> LoadedModel:
     """The model on another mesh, with keys and values in another format."""
     how = Execution(make_mesh(mesh, jax.devices()[: PLACES[mesh]]))
-    places = transformer.shardings(model.config, how, is_split=True)
-    params = jax.device_put(model.params, places)
+    tensors = read_stacked(open_source(model.name).weights, model.config)
+    params = load.placed(tensors, model.config, how)
     return replace(model, how=how, params=params, cache_dtype=jnp.dtype(cache or "float32"))
 
 

@@ -23,7 +23,8 @@ from lwm_core.costs import Work
 from lwm_core.decode import generate, read_context
 from lwm_core.errors import ConfigError, FormatError, UsageError
 from lwm_core.execution import Execution
-from lwm_core.layers import MOST_ROWS_OF_DIGITS, lookup, product
+from lwm_core.integers import MOST_ROWS
+from lwm_core.layers import lookup, product
 from lwm_core.load import load_model
 from lwm_core.mesh import make_mesh
 from lwm_core.sampling import Sampling
@@ -147,7 +148,7 @@ def test_layers_have_4_bits_and_the_tables_8(tiny: Source, in_4_bits: Source) ->
 # Products
 
 
-@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS_OF_DIGITS, MOST_ROWS_OF_DIGITS + 1, 40])
+@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS, MOST_ROWS + 1, 40])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_products(rows: int, dtype: str) -> None:
     rng = np.random.default_rng(rows)
@@ -160,17 +161,7 @@ def test_products(rows: int, dtype: str) -> None:
     found = jax.jit(product)(x, Quantized(values, scales))
     assert found.dtype == jnp.float32
     error = np.abs(found - expected).max(axis=-1) / expected.std(axis=-1)
-    assert error.max() < (2e-3 if dtype == "float32" else 5e-3)
-
-
-def test_what_two_digits_hold_is_exact() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.integers(-127, 128, (64, 128), dtype=np.int8)
-    x = rng.integers(-32512, 32513, (2, 128)).astype(np.float32)
-    x[:, :4] = [[32512, 128, 640, -128], [-32512, 127, -129, 32384]]
-    found = jax.jit(product)(x, Quantized(values, np.full(64, 0.5, np.float32)))
-    expected = x.astype(np.int64) @ values.T.astype(np.int64) / 2
-    assert np.allclose(found, expected, rtol=3e-7, atol=0)
+    assert error.max() < (3e-3 if dtype == "float32" else 5e-3)
 
 
 def test_zeros_and_rows_of_a_table() -> None:
@@ -203,7 +194,7 @@ def test_on_many_devices(rounded: Source, plain: dict[str, np.ndarray], mesh: st
     assert np.abs(found - expected).max() < 2e-4 * expected.std()
 
 
-@pytest.mark.parametrize("cache", [None, "int8"])
+@pytest.mark.parametrize("cache", ["float32", None])
 def test_written_token_by_token(
     tiny_model: Path, rounded: Source, plain: dict[str, np.ndarray], cache: str | None
 ) -> None:
@@ -221,7 +212,7 @@ def test_written_token_by_token(
     expected = transformer.forward(params, config, tokens, model.how)[0, :, : config.text_vocab]
     for place, token in enumerate(written, start=len(prompt) - 1):
         row = np.asarray(expected[place])
-        assert row[token] >= row.max() - (0.02 if cache else 1e-3) * row.std()
+        assert row[token] >= row.max() - (1e-3 if cache else 0.02) * row.std()
 
 
 # Files
@@ -330,7 +321,10 @@ def test_bytes_of_the_weights(rounded: Source, mesh: str) -> None:
 
 def test_a_context_belongs_to_its_kind_of_weights(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "kept.safetensors"
-    rounded, whole = (load_model(str(tiny_model), mesh="dp=8", quantize=q) for q in ("int8", None))
+    rounded, whole = (
+        load_model(str(tiny_model), mesh="dp=8", quantize=kind, cache="float32")
+        for kind in ("int8", None)
+    )
     save_context(path, rounded, read_context(rounded, [5, 6, 7, 8]))
     assert describe_context(path)["quantize"] == "int8"
     assert open_context(path, rounded).ids == [5, 6, 7, 8]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lwm_core import integers
 from lwm_core.quantize import plain
 from lwm_core.types import Array, Attended, Places, Quantized
 
@@ -33,21 +35,50 @@ def attend(
 
     Scores, softmax and sums are float32. A query that sees no key gets zeros.
     """
-    k, v = plain(k, q.dtype), plain(v, q.dtype)
     batch, heads, length, size = q.shape
-    grouped = q.reshape(batch, k.shape[1], -1, length, size)
-    mask = visible(q_places, k_places)[:, None, None]
-    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    # With the many keys first XLA's CPU backend reads them once, as they lie.
-    products = dot("bksh,bkgth->bksgt", k, grouped).transpose(0, 1, 3, 4, 2)
-    scores = jnp.where(mask, products * size**-0.5, MASKED)
+    heads_of_keys = jax.tree.leaves(k)[0].shape[1]
+    group = heads // heads_of_keys
+    rows = q.reshape(batch, heads_of_keys, group * length, size)
+    mask = jnp.tile(visible(q_places, k_places), (1, group, 1))[:, None]
+    scores = jnp.where(mask, _scores(rows, k) * size**-0.5, MASKED)
     top = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(scores - top), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     safe_total = jnp.where(total > 0, total, 1.0)
-    out = dot("bkgts,bksh->bkgth", (weights / safe_total).astype(v.dtype), v)
+    out = _weighted(weights / safe_total, v, q.dtype)
     lse = jnp.where(total > 0, top + jnp.log(safe_total), MASKED)
     return Attended(out.astype(q.dtype).reshape(q.shape), lse.reshape(batch, heads, length))
+
+
+def _scores(q: jax.Array, k: jax.Array | Quantized) -> jax.Array:
+    """Products of queries `[B, K, R, H]` and keys `[B, K, S, H]`: float32 `[B, K, R, S]`."""
+
+    def of_plain(q: jax.Array, k: jax.Array | Quantized) -> jax.Array:
+        # With the many keys first XLA's CPU backend reads them once, as they lie.
+        return _dot("bksh,bkrh->bksr", plain(k, q.dtype), q).swapaxes(2, 3)
+
+    return _by_kind(of_plain, integers.scores, q, k)
+
+
+def _weighted(weights: jax.Array, v: jax.Array | Quantized, dtype: jnp.dtype) -> jax.Array:
+    """Sums of values `[B, K, S, H]` by weights `[B, K, R, S]`: float32 `[B, K, R, H]`."""
+
+    def of_plain(weights: jax.Array, v: jax.Array | Quantized) -> jax.Array:
+        return _dot("bkrs,bksh->bkrh", weights.astype(dtype), plain(v, dtype))
+
+    return _by_kind(of_plain, integers.weighted, weights, v)
+
+
+def _by_kind(
+    of_plain: Callable, in_integers: Callable, rows: jax.Array, numbers: jax.Array | Quantized
+) -> jax.Array:
+    """A product with numbers made plain, or on a CPU of few rows with integers as such."""
+    if not isinstance(numbers, Quantized) or rows.shape[2] > integers.MOST_ROWS:
+        return of_plain(rows, numbers)
+    return lax.platform_dependent(rows, numbers, cpu=in_integers, default=of_plain)
+
+
+_dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def merge(parts: Attended) -> Attended:

@@ -190,7 +190,7 @@ class LanguageJob:
         return LoadedModel(
             name="samples",
             config=self.config,
-            params=transformer.split(whole) if self._how.splits_layers else whole,
+            params=transformer.split(whole, self._how) if self._how.splits_layers else whole,
             tokenizer=self.start.tokenizer,
             vqgan=self.start.image,
             how=self._how,

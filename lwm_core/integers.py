@@ -1,0 +1,113 @@
+"""Products of few rows with numbers in 8 bits, summed in integers: what a CPU writes tokens with.
+
+Such a product is bound by the bytes that it reads. What is multiplied becomes integers too, by a
+scale for each row, in as many bits as 32-bit sums have room for: 15, or 11 over 8000 inputs, beside
+which its rounding does not count. XLA's CPU backend makes of a sum of integer products one loop at
+the memory's speed, if nothing else is fused into it and it is compiled with COMPILER_OPTIONS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from lwm_core.quantize import LARGEST
+from lwm_core.types import Quantized
+
+Function = TypeVar("Function", bound=Callable)
+
+COMPILER_OPTIONS: dict[str, str | int] = {
+    # It would write all products down first, to sum them up in windows.
+    "xla_disable_hlo_passes": "tree_reduction_rewriter",
+    "xla_cpu_prefer_vector_width": 512,
+}
+"""For the programs of a CPU that have such sums in them."""
+
+MOST_ROWS = 8
+"""For more rows the numbers are made plain, once for all of them."""
+MOST = 2**31 - 1
+"""The largest sum."""
+BASE = 256
+LARGEST_OF_DIGITS = LARGEST * BASE
+"""The largest number of two digits of 8 bits."""
+MOST_TERMS = MOST // (LARGEST * 128)
+"""So many products of digits fit in a sum."""
+TINY = 1e-30
+"""No row has a smaller largest number: rows of zeros have a scale too."""
+
+
+def alone(function: Function) -> Function:
+    """A function that XLA compiles by itself, and into which it fuses nothing else."""
+    compiled = jax.jit(function)
+
+    @wraps(function)
+    def called(*args: jax.Array) -> jax.Array:
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*args)
+
+    return called  # type: ignore[return-value]
+
+
+def product(x: jax.Array, weight: Quantized) -> jax.Array:
+    """`x [rows, in]` times a weight `[out, in]`: float32 `[rows, out]`."""
+    whole, scales = _in_integers(x, _largest_of(x.shape[-1]))
+    sums = _sums_over_inputs(weight.values, whole.astype(jnp.int16)).astype(jnp.float32)
+    return sums.T * scales * weight.scales
+
+
+def scores(q: jax.Array, keys: Quantized) -> jax.Array:
+    """Products of queries `[B, K, R, H]` and keys `[B, K, S, H]`: float32 `[B, K, R, S]`."""
+    whole, scales = _in_integers(q, _largest_of(q.shape[-1]))
+    sums = _sums_over_heads(keys.values, whole.astype(jnp.int16)).astype(jnp.float32)
+    return sums * scales * keys.scales[:, :, None]
+
+
+def weighted(weights: jax.Array, values: Quantized) -> jax.Array:
+    """Sums of values `[B, K, S, H]` by weights `[B, K, R, S]`: float32 `[B, K, R, H]`.
+
+    A weight, with its value's scale in it, is two digits: products of 8 bits are fast in any order.
+    """
+    rows, slots = weights.shape[2:]
+    whole, scales = _in_integers(weights * values.scales[:, :, None], LARGEST_OF_DIGITS)
+    high = jnp.floor((whole + 128) / BASE)  # so that the rest is from -128 to 127
+    digits = jnp.concatenate([high, whole - BASE * high], axis=2).astype(jnp.int8)
+    parts = next(n for n in range(1, slots + 1) if slots % n == 0 and slots <= n * MOST_TERMS)
+    cut = digits.reshape(*digits.shape[:3], parts, -1)
+    sums = lax.dot_general(
+        cut.swapaxes(2, 3),
+        values.values.reshape(*values.values.shape[:2], parts, -1, values.values.shape[-1]),
+        (((4,), (3,)), ((0, 1, 2), (0, 1, 2))),
+        preferred_element_type=jnp.int32,
+    )
+    total = sums.astype(jnp.float32).sum(axis=2)
+    return (BASE * total[:, :, :rows] + total[:, :, rows:]) * scales
+
+
+def _largest_of(terms: int) -> int:
+    """The largest integer of 16 bits of which so many, times numbers of 8 bits, can be summed."""
+    return min(2**15 - 1, MOST // (LARGEST * terms))
+
+
+def _in_integers(x: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
+    """Integers up to `largest`, as float32, and the scale `[..., 1]` of each run of `[..., n]`."""
+    x = x.astype(jnp.float32)
+    scales = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), TINY) / largest
+    return jnp.round(x / scales), scales
+
+
+@alone
+def _sums_over_inputs(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """int8 `[out, in]`, int16 `[rows, in]`: int32 `[out, rows]`, each weight being read once."""
+    return (weight[:, None].astype(jnp.int32) * rows.astype(jnp.int32)).sum(axis=-1)
+
+
+@alone
+def _sums_over_heads(keys: jax.Array, q: jax.Array) -> jax.Array:
+    """int8 `[B, K, S, H]`, int16 `[B, K, R, H]`: int32 `[B, K, R, S]`."""
+    return (keys[:, :, None].astype(jnp.int32) * q[:, :, :, None].astype(jnp.int32)).sum(axis=-1)
