@@ -259,7 +259,7 @@ def model(tokenizer: Tokenizer) -> Any:
         tokenizer=tokenizer,
         config=config,
         context=1000,
-        params={"norm": np.ones(4, np.float32)},
+        params={"norm": np.ones(4, np.float32), "layers": {}},
         how=SimpleNamespace(
             dtype=np.dtype(np.float16),
             mesh=SimpleNamespace(local_devices=devices, shape=MeshSizes()._asdict()),
@@ -543,7 +543,7 @@ def test_answers_of_another_model_or_haystack_are_left_alone(model: Any, tmp_pat
         "model's name": {"name": "large"},
         "model's cache": {"cache_dtype": np.dtype(np.int8)},
         "model's dtype": {"how": SimpleNamespace(dtype=np.dtype(np.float32))},
-        "model's weights": {"params": {"norm": np.float32([1, 1, 1, 1.0001])}},
+        "model's weights": {"params": {"norm": np.float32([1, 1, 1, 1.0001]), "layers": {}}},
     }
     for what, change in changes.items():
         with pytest.raises(UsageError, match=f"another test .{what}: "):
@@ -554,7 +554,9 @@ def test_answers_of_another_model_or_haystack_are_left_alone(model: Any, tmp_pat
 
 
 def test_digest_names_the_test_and_the_weights(model: Any) -> None:
-    trained = SimpleNamespace(**vars(model) | {"params": {"norm": np.full(4, 2, np.float32)}})
+    trained = SimpleNamespace(
+        **vars(model) | {"params": {"norm": np.full(4, 2, np.float32), "layers": {}}}
+    )
     seeded = replace(CONFIG, seed=3)
     identities = [identity_of(model), identity_of(trained), identity_of(model, seeded)]
     assert len({identity.digest for identity in identities}) == 3
