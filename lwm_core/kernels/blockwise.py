@@ -237,14 +237,16 @@ def _gradients(
             dq, dk, dv = carry
             index = blocks[turn]
             k_block, v_block = k[index], v[index]
-            mask = visible(marks, Places(k_marks.positions[index], k_marks.segments[index]))
-            scores = _times(q_block, k_block, _ABT) * scale
-            weights = jnp.where(mask, jnp.exp(scores - lse_block), 0.0)
-            d_weights = _times(d_block, v_block, _ABT)
-            d_scores = (weights * (d_weights - shift_block) * scale).astype(q.dtype)
-            dq = dq + _times(d_scores, k_block, _AB)
-            dk = dk.at[index].add(_times(d_scores, q_block, _ATB))
-            dv = dv.at[index].add(_times(weights.astype(q.dtype), d_block, _ATB))
+            mask = visible(marks, Places(k_marks.positions[index], k_marks.segments[index])).T
+            # With keys as rows only one of the sums is over the rows of both its matrices, which
+            # XLA's CPU backend is slow at.
+            scores = _times(k_block, q_block, _ABT) * scale
+            weights = jnp.where(mask, jnp.exp(scores - lse_block.T), 0.0)
+            d_weights = _times(v_block, d_block, _ABT)
+            d_scores = (weights * (d_weights - shift_block.T) * scale).astype(q.dtype)
+            dq = dq + _times(d_scores, k_block, _ATB)
+            dk = dk.at[index].add(_times(d_scores, q_block, _AB))
+            dv = dv.at[index].add(_times(weights.astype(q.dtype), d_block, _AB))
             return dq, dk, dv
 
         dq, dk, dv = lax.fori_loop(0, count, add, (dq_block, *sums))
