@@ -117,7 +117,7 @@ def random_model(config: ModelConfig, numbers: str) -> LoadedModel:
         vqgan=None,
         how=how,
         context=config.max_length,
-        cache_dtype=jnp.dtype(dtype),
+        cache_dtype=jnp.dtype(jnp.int8 if is_rounded else dtype),
         defaults={},
     )
 

@@ -48,6 +48,11 @@ _REDUCTIONS_AGAIN = {"none": 0, "attention": 1, "block": 1, "full": 3}
 _GATHERS = {"none": 1, "attention": 2, "block": 2, "full": 3}
 
 
+def usual_cache(config: ModelConfig, dtype: Dtype) -> CacheDtype:
+    """Keys and values if nothing is said: int8 where weights are rounded, or as all else."""
+    return "int8" if config.quantized else dtype
+
+
 @dataclass(frozen=True)
 class Work:
     """What is to be done: a job on `batch` rows of `context` tokens.

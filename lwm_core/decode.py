@@ -71,7 +71,6 @@ def id_range(config: ModelConfig, modality: Modality) -> slice:
     return slice(config.text_vocab, config.vocab)
 
 
-@partial(jax.jit, static_argnames=("config", "modality", "how"), donate_argnums=2)
 def _prefill(
     params: Params,
     tokens: Tokens,
@@ -138,15 +137,33 @@ def _decode(
     return state._replace(done=whole(state.done)), whole(ids)
 
 
+class _Programs(NamedTuple):
+    """The two that are compiled for every size."""
+
+    prefill: Callable[..., tuple[jax.Array, KVCache]]
+    decode: Callable[..., tuple[DecodeState, jax.Array]]
+
+
 @functools.cache
-def _compiled_decode(platform: str) -> Callable[..., tuple[DecodeState, jax.Array]]:
-    """`_decode` as it is compiled for the devices of a platform."""
-    return jax.jit(
-        _decode,
-        static_argnames=("config", "modality", "codes_only", "how", "stops"),
-        donate_argnums=1,
-        compiler_options=integers.COMPILER_OPTIONS if platform == "cpu" else None,
+def _compiled(in_integers: bool) -> _Programs:
+    """The programs, with or without the options for sums of integers."""
+    options = integers.COMPILER_OPTIONS if in_integers else None
+    static = ("config", "modality", "how")
+    return _Programs(
+        jax.jit(_prefill, static_argnames=static, donate_argnums=2, compiler_options=options),
+        jax.jit(
+            _decode,
+            static_argnames=(*static, "codes_only", "stops"),
+            donate_argnums=1,
+            compiler_options=options,
+        ),
     )
+
+
+def _programs(model: LoadedModel) -> _Programs:
+    """Those that suit a model's numbers and its devices."""
+    has_integers = model.config.quantized is not None or model.cache_dtype == jnp.int8
+    return _compiled(has_integers and model.how.platform == "cpu")
 
 
 def chunk_for(tokens: int, ways: int = 1) -> int:
@@ -221,7 +238,7 @@ def generate(
     written = 0
     while written < max_tokens:
         count = min(DECODE_CHUNK, max_tokens - written)
-        state, drawn = _compiled_decode(model.how.platform)(
+        state, drawn = _programs(model).decode(
             model.params,
             state,
             np.int32(count),
@@ -285,7 +302,7 @@ def _read(
     cache = _cache_for(model, len(prompts), needed, chunk, known, context)
     for end in range(chunk, length + 1, chunk):
         tokens = Tokens(*(part[:, end - chunk : end] for part in padded))
-        logits, cache = _prefill(model.params, tokens, cache, **static)
+        logits, cache = _programs(model).prefill(model.params, tokens, cache, **static)
         if context is not None:
             # Whoever stops here keeps what is read.
             read_so_far = known + max(0, end - (length - longest))

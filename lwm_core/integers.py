@@ -1,9 +1,9 @@
 """Products of few rows with numbers in 8 bits, summed in integers: what a CPU writes tokens with.
 
 Such a product is bound by the bytes that it reads. What is multiplied becomes integers too, by a
-scale for each row, in as many bits as 32-bit sums have room for: 15, or 11 over 8000 inputs, beside
-which its rounding does not count. XLA's CPU backend makes of a sum of integer products one loop at
-the memory's speed, if nothing else is fused into it and it is compiled with COMPILER_OPTIONS.
+scale for each row, in as many bits as 32-bit sums have room for: 16, or 12 over 8000 inputs. XLA's
+CPU backend makes of a sum of integer products one loop at the memory's speed, if nothing else is
+fused into it and it is compiled with COMPILER_OPTIONS.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ COMPILER_OPTIONS: dict[str, str | int] = {
 
 MOST_ROWS = 8
 """For more rows the numbers are made plain, once for all of them."""
-MOST = 2**31 - 1
+LARGEST_SUM = 2**31 - 1
 """The largest sum."""
 BASE = 256
 LARGEST_OF_DIGITS = LARGEST * BASE
 """The largest number of two digits of 8 bits."""
-MOST_TERMS = MOST // (LARGEST * 128)
-"""So many products of digits fit in a sum."""
+RUN = 1024
+"""So many slots, or fewer, have a scale: a large weight takes no digits of those far from it."""
 TINY = 1e-30
 """No row has a smaller largest number: rows of zeros have a scale too."""
 
@@ -72,26 +72,26 @@ def weighted(weights: jax.Array, values: Quantized) -> jax.Array:
     """Sums of values `[B, K, S, H]` by weights `[B, K, R, S]`: float32 `[B, K, R, H]`.
 
     A weight, with its value's scale in it, is two digits: products of 8 bits are fast in any order.
+    Each run of slots is summed by itself.
     """
-    rows, slots = weights.shape[2:]
-    whole, scales = _in_integers(weights * values.scales[:, :, None], LARGEST_OF_DIGITS)
+    *outer, rows, slots = weights.shape
+    runs = next(n for n in range(1, slots + 1) if slots % n == 0 and slots <= n * RUN)
+    cut = (weights * values.scales[:, :, None]).reshape(*outer, rows, runs, -1).swapaxes(2, 3)
+    whole, scales = _in_integers(cut, LARGEST_OF_DIGITS)
     high = jnp.floor((whole + 128) / BASE)  # so that the rest is from -128 to 127
-    digits = jnp.concatenate([high, whole - BASE * high], axis=2).astype(jnp.int8)
-    parts = next(n for n in range(1, slots + 1) if slots % n == 0 and slots <= n * MOST_TERMS)
-    cut = digits.reshape(*digits.shape[:3], parts, -1)
+    digits = jnp.concatenate([high, whole - BASE * high], axis=3).astype(jnp.int8)
     sums = lax.dot_general(
-        cut.swapaxes(2, 3),
-        values.values.reshape(*values.values.shape[:2], parts, -1, values.values.shape[-1]),
+        digits,
+        values.values.reshape(*outer, runs, slots // runs, -1),
         (((4,), (3,)), ((0, 1, 2), (0, 1, 2))),
         preferred_element_type=jnp.int32,
-    )
-    total = sums.astype(jnp.float32).sum(axis=2)
-    return (BASE * total[:, :, :rows] + total[:, :, rows:]) * scales
+    ).astype(jnp.float32)
+    return ((BASE * sums[..., :rows, :] + sums[..., rows:, :]) * scales).sum(axis=2)
 
 
 def _largest_of(terms: int) -> int:
     """The largest integer of 16 bits of which so many, times numbers of 8 bits, can be summed."""
-    return min(2**15 - 1, MOST // (LARGEST * terms))
+    return min(2**15 - 1, LARGEST_SUM // (LARGEST * terms))
 
 
 def _in_integers(x: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:

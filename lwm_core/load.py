@@ -105,19 +105,19 @@ def load_model(
     if cache not in (None, *costs.BYTES):
         raise UsageError(f"cache {cache!r} is unknown; choose one of {', '.join(costs.BYTES)}")
     source = quantized(open_source(name), quantize)
-    cache = cache or ("int8" if source.config.quantized else None)
     if sees and source.image is None:
         raise TextOnly(name)
     _check_fit(name, source)
     chosen = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     numpy_dtype = checkpoint.numpy_dtype(chosen)
+    cache = cache or costs.usual_cache(source.config, cast(Dtype, chosen))
     work = Work(
         source.config,
         # What a context is asked for is to be read; without, the model will mostly write.
         "prefill" if context else "decode",
         context or source.config.max_length,
         dtype=cast(Dtype, chosen),
-        cache_dtype=cast(CacheDtype, cache or chosen),
+        cache_dtype=cast(CacheDtype, cache),
     )
     made, device_mesh = plan_here(mesh, work)
     LOG.info("%s in %s, on %s as %s", source.path, chosen, device_line(device_mesh), made.mesh)
@@ -138,7 +138,7 @@ def load_model(
         vqgan=source.image,
         how=how,
         context=context or source.config.max_length,
-        cache_dtype=jnp.dtype(cache or numpy_dtype),
+        cache_dtype=jnp.dtype(cache),
         defaults=source.habits,
         style=source.style,
         assumed=source.assumed,
@@ -163,7 +163,8 @@ def placed(
         place = how.sharding(PartitionSpec(*cut[name][1:]))
         for layer, one in zip(layers, weight, strict=True):
             layer[name.removeprefix("layers.")] = put(one, place)
-    return params | {"layers": [transformer.joined(layer, how) for layer in layers]}
+            transformer.joined(layer, how)
+    return params | {"layers": layers}
 
 
 def _check_memory(name: str, devices: list[jax.Device], made: Plan) -> None:

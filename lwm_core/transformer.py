@@ -126,15 +126,17 @@ def split(params: Params, how: Execution) -> Params:
 
 
 def joined(layer: Params, how: Execution, join: Callable[[list], Any] = jnp.concatenate) -> Params:
-    """A split layer whose matrices of one input are one, where tp does not share them out.
+    """A split layer whose matrices of one input are one: all that it has, and no tp shares out.
 
-    It gives up the parts one after the other, so that little is there twice.
+    It gives up the parts one after the other, so that little is there twice. Matrices with adapters
+    stay as they are.
     """
     if how.mesh.shape["tp"] > 1:
         return layer
     for whole, parts in JOINED.items():
+        adapted = any(f"{part}_a" in layer for part in parts)
         for kind in ("", SCALES):
-            if parts[0] + kind in layer:
+            if not adapted and all(part + kind in layer for part in parts):
                 layer[whole + kind] = join([layer.pop(part + kind) for part in parts])
     return layer
 

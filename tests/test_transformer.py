@@ -15,7 +15,7 @@ from originals import open_original, stored
 
 from lwm_core.cache import empty_cache
 from lwm_core.checkpoint import read_config
-from lwm_core.config import SIZES, ModelConfig
+from lwm_core.config import SIZES, LoraConfig, ModelConfig
 from lwm_core.execution import Execution
 from lwm_core.mesh import make_mesh
 from lwm_core.parameters import parameters
@@ -28,6 +28,7 @@ from lwm_core.transformer import (
     nest,
     read,
     shardings,
+    split,
 )
 from lwm_core.types import KVCache, Tokens
 
@@ -372,3 +373,21 @@ def test_nest_and_flatten_are_inverse() -> None:
     flat = {"embed": 1, "layers.wq": 2, "layers.norm.scale": 3}
     assert nest(flat) == {"embed": 1, "layers": {"wq": 2, "norm": {"scale": 3}}}
     assert flatten(nest(flat)) == flat
+
+
+@pytest.mark.parametrize("mesh", ["dp=1", "fsdp=2", "tp=2"])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
+def test_layers_that_are_split_compute_the_same(mesh: str, lora: LoraConfig | None) -> None:
+    """With matrices of one input as one, where tp does not share them out and none is adapted."""
+    config = dataclasses.replace(TINY, lora=lora)
+    how = Execution(make_mesh(mesh, jax.devices()[: int(mesh[-1])]))
+    places = shardings(config, how)
+    params = jax.device_put(init(config, jax.random.key(0)), places)
+    ids = np.arange(32, dtype=np.int32).reshape(2, 16)
+    tokens = Tokens(ids, np.broadcast_to(np.arange(16, dtype=np.int32), ids.shape), ids * 0 + 1)
+    whole = forward(params, config, tokens, how)
+    layers = split(params, how)
+    assert ("wqkv" in layers["layers"][0]) == (mesh != "tp=2" and lora is None)
+    np.testing.assert_allclose(
+        forward(layers, config, tokens, how), whole, atol=2e-5 * np.std(whole)
+    )
