@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from originals import stacked
 from safetensors.numpy import load_file, save_file
 
 from lwm_core import checkpoint, convert
@@ -213,7 +212,7 @@ def test_an_adapter_opened_is_the_merged_model(
 ) -> None:
     folder, config, params = adapted
     model = load_model(str(folder))
-    assert_close(stacked(model.params), merged(params, config), 1e-6)
+    assert_close(model.params, split(merged(params, config), model.how), 1e-6)
     assert model.config == checkpoint.read_config(tiny_model)
     assert model.vqgan is not None
     assert model.defaults == {"draw": {"guidance": 2.0}}
