@@ -39,6 +39,7 @@ from lwm_core.transformer import (
     read,
     shardings,
     specs,
+    split,
     to_numpy,
 )
 from lwm_core.types import Tokens
