@@ -146,7 +146,7 @@ def test_adapters(recipe: dict[str, Any], tiny_model: Path, tmp_path: Path) -> N
     base = transformer.flatten(stacked(load_model(str(tiny_model)).params))
     made = transformer.flatten(stacked(load_model(str(tmp_path / "run/model")).params))
     moved = {name for name, weight in base.items() if not np.array_equal(weight, made[name])}
-    assert moved == {"layers.wq", "layers.w_down"}
+    assert moved == {"layers.wqkv", "layers.w_down"}
     losses = [line["loss"] for line in metrics(tmp_path / "run")]
     assert losses[-1] < losses[0]
 

@@ -41,7 +41,7 @@ def arguments(player: Player, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         devices = np.array([SimpleNamespace(memory_stats=lambda: None)])
         return SimpleNamespace(
             **vars(model) | {"config": size},
-            params={},
+            params={"layers": {}},
             how=SimpleNamespace(
                 dtype=np.dtype(np.float32),
                 mesh=SimpleNamespace(local_devices=devices, shape=MeshSizes()._asdict()),
