@@ -13,7 +13,9 @@ from lwm_core import checkpoint
 from lwm_core.config import ModelConfig, OriginalSizes
 from lwm_core.formats.lwm_jax import LwmJaxWeights
 from lwm_core.formats.streaming import StreamingFile
-from lwm_core.transformer import Params, nest
+from lwm_core.load import LoadedModel
+from lwm_core.parameters import parameters
+from lwm_core.transformer import JOINED, Params, nest
 from lwm_core.weights import read_stacked
 
 
@@ -39,14 +41,22 @@ def open_original(folder: Path) -> tuple[ModelConfig, Params]:
     return weights.config, nest({name: jnp.asarray(tensor) for name, tensor in tensors})
 
 
-def stacked(params: Params) -> Params:
-    """Weights that are split, with one array for all layers again."""
+def stacked(model: LoadedModel) -> Params:
+    """Weights of a split model as files have them: an array for all layers, none joined."""
+    table = parameters(model.config)
+
+    def separate(layer: Params) -> Params:
+        for whole, parts in JOINED.items():
+            if whole in layer:
+                rows = np.cumsum([table[f"layers.{part}"].shape[1] for part in parts])
+                layer |= zip(parts, jnp.split(layer.pop(whole), rows[:-1]), strict=True)
+        return layer
 
     @jax.jit
     def stack(layers: list[Params]) -> Params:
-        return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+        return jax.tree.map(lambda *each: jnp.stack(each), *map(separate, layers))
 
-    return {**params, "layers": stack(params["layers"])}
+    return {**model.params, "layers": stack([dict(layer) for layer in model.params["layers"]])}
 
 
 def stored(directory: Path) -> dict[str, np.ndarray]:

@@ -100,7 +100,7 @@ def test_the_original_in_place(published: Path, reference: Path) -> None:
     model = load_model(str(published))
     _, tensors = load_lwm_jax(published / "params", heads=2)
     np.testing.assert_array_equal(model.params["embed"], tensors["embed"])
-    found = stacked(model.params)["layers"]["wq"]
+    found = stacked(model)["layers"]["wq"]
     np.testing.assert_array_equal(found, tensors["layers.wq"])
     assert (model.config.heads, model.config.rope_theta) == (2, 5e7)
     assert load_model(str(published / "params")).config == model.config

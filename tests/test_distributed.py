@@ -64,7 +64,7 @@ def watched(array, **how):
     shapes.append(array.shape)
     return gather(array, **how)
 multihost_utils.process_allgather = watched
-weights = transformer.to_numpy(stacked(loaded.params))
+weights = transformer.to_numpy(stacked(loaded))
 assert max(map(len, shapes)) == 2, shapes  # a layer at a time
 np.savez(Path(output) / f"weights-{number}.npz", **weights)
 """
@@ -156,7 +156,7 @@ def test_two_processes_write_the_tokens_of_one(tmp_path: Path, tiny_model: Path)
         assert code == 0, errors
         assert json.loads((tmp_path / str(number)).read_text()) == alone
     first, other = (np.load(tmp_path / f"weights-{number}.npz") for number in (0, 1))
-    weights = transformer.to_numpy(stacked(loaded.params))
+    weights = transformer.to_numpy(stacked(loaded))
     assert set(first) == weights.keys()
     assert not set(other)  # which only helps
     for name, weight in weights.items():
@@ -219,7 +219,7 @@ def test_two_processes_train_as_one(tmp_path: Path, reference: Path) -> None:
         each.name for each in (tmp_path / "one").iterdir()
     }
     ours, theirs = (
-        transformer.flatten(stacked(load_model(str(tmp_path / name / "model")).params))
+        transformer.flatten(stacked(load_model(str(tmp_path / name / "model"))))
         for name in ("two", "one")
     )
     assert ours.keys() == theirs.keys()

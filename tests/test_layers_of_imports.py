@@ -21,7 +21,8 @@ CLI = Path(lwm_cli.__file__).parent
 LAYERS = (
     {"errors", "types", "wording", "backend"},
     {"config", "registry", "atomic", "hardware", "quantize", "four_bits", "distributed"},
-    {"axes", "execution", "collectives", "kernels"},
+    {"axes", "execution", "collectives", "integers"},
+    {"kernels"},
     {"costs", "mesh", "ring", "cache"},
     {"plan", "attention", "memory"},
     {"presets"},
