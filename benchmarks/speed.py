@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lwm_core
+from lwm_cli.huge_pages import start_with_huge_pages
 from lwm_core import backend, bench, transformer
 from lwm_core.bench import Figure, Lengths, Machine
 from lwm_core.checkpoint import read_config
@@ -252,4 +253,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_with_huge_pages()
     main()

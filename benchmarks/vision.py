@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lwm_cli.huge_pages import start_with_huge_pages
 from lwm_core import backend, vqgan
 from lwm_core.bench import clocked
 from lwm_core.config import VQConfig
@@ -187,4 +188,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    start_with_huge_pages()
     main()

@@ -1,9 +1,19 @@
-"""`python -m lwm_cli` is `lwm`."""
+"""`lwm`, and `python -m lwm_cli`: the program, in a process that is made for it."""
 
 from __future__ import annotations
 
 import sys
 
-from lwm_cli.app import main
+from lwm_cli.huge_pages import start_with_huge_pages
 
-sys.exit(main())
+
+def run() -> int:
+    """Run the command of the command line; returns the exit code."""
+    start_with_huge_pages()
+    from lwm_cli.app import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,70 @@
+"""The program starts anew with huge pages where they are given to those who ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lwm_cli import huge_pages
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from lwm_cli import huge_pages
+huge_pages._POLICY = Path(sys.argv[1])
+huge_pages.start_with_huge_pages()
+print(json.dumps([os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv, sys.flags.dev_mode]))
+"""
+
+
+def run(policy: Path, tunables: str | None) -> tuple[bool, list]:
+    """Whether a program stayed the process it was, and what it says at the end."""
+    environment = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
+    if tunables is not None:
+        environment["GLIBC_TUNABLES"] = tunables
+    command = [sys.executable, "-X", "dev", "-c", PROGRAM, str(policy), "two words", "-x"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    said, _ = process.communicate(timeout=60)
+    number, *rest = json.loads(said)
+    return number == process.pid, rest
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    return tmp_path / "enabled"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_where_they_are_given_on_request(policy: Path, before: str | None, after: str) -> None:
+    """Process, words and flags stay; what the user chose stands."""
+    policy.write_text("always [madvise] never\n")
+    same, (tunables, words, is_dev) = run(policy, before)
+    assert same
+    assert tunables == after
+    assert words == ["-c", str(policy), "two words", "-x"]
+    assert is_dev
+
+
+@pytest.mark.parametrize("choice", ["[always] madvise never", "always madvise [never]", None])
+def test_elsewhere_nothing_changes(
+    policy: Path, choice: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if choice:
+        policy.write_text(choice)
+    monkeypatch.setattr(huge_pages, "_POLICY", policy)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("the program was started anew"))
+    huge_pages.start_with_huge_pages()
