@@ -81,12 +81,12 @@ class _Layout(NamedTuple):
     def rows(self, x: jax.Array) -> jax.Array:
         """`[B, N, T, H]` as rows, token by token."""
         batch, _, length, size = x.shape
-        x = x.reshape(batch, self.heads_of_keys, self.group, length, size).swapaxes(2, 3)
+        x = _bits(x).reshape(batch, self.heads_of_keys, self.group, length, size).swapaxes(2, 3)
         return _blocks(x.reshape(batch, self.heads_of_keys, -1, size), 2, self.block)
 
     def keys(self, x: jax.Array | Quantized) -> jax.Array | Quantized:
         """`[B, K, S, H]` in blocks."""
-        return jax.tree.map(partial(_blocks, axis=2, block=self.block), x)
+        return jax.tree.map(lambda part: _blocks(_bits(part), 2, self.block), x)
 
     def marks(self, q_places: Places, k_places: Places) -> tuple[Places, Places]:
         """The places of rows and keys, `[B, blocks, block]`."""
@@ -113,6 +113,16 @@ def _blocks(x: Array, axis: int, block: int) -> jax.Array:
     padding[axis] = (0, -x.shape[axis] % block)
     x = jnp.pad(x, padding)
     return x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """bfloat16 as bits: XLA's CPU backend makes it float32 to take it apart, but not integers."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _numbers(x: jax.Array) -> jax.Array:
+    """The inverse of `_bits`."""
+    return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 def _over_heads(function: Callable) -> Callable:
@@ -172,7 +182,6 @@ def _reached(q_marks: Places, k_marks: Places) -> tuple[jax.Array, jax.Array]:
 _times = partial(lax.dot_general, preferred_element_type=jnp.float32)
 _AB = (((1,), (0,)), ((), ()))
 _ABT = (((1,), (1,)), ((), ()))
-_ATB = (((0,), (0,)), ((), ()))
 
 
 def _attend(
@@ -192,16 +201,19 @@ def _attend(
 
     def one_block(parts: tuple) -> tuple[jax.Array, jax.Array]:
         q_block, out, lse, marks, (blocks, count) = parts
+        q_block = _numbers(q_block)
 
         def add(turn: jax.Array, carry: tuple) -> tuple:
             out, top, total = carry
-            k_block, v_block, k_mark = jax.tree.map(lambda x: x[blocks[turn]], (k, v, k_marks))
-            scores = _times(q_block, plain(k_block, q.dtype), _ABT) * q.shape[-1] ** -0.5
+            picked = jax.tree.map(lambda x: _numbers(x[blocks[turn]]), (k, v, k_marks))
+            k_block, v_block, k_mark = picked
+            scores = _times(q_block, plain(k_block, q_block.dtype), _ABT) * q.shape[-1] ** -0.5
             scores = jnp.where(visible(marks, k_mark), scores, MASKED)
             new_top = jnp.maximum(top, scores.max(-1, keepdims=True))
             weights = jnp.exp(scores - new_top)
             shrink = jnp.exp(top - new_top)
-            out = out * shrink + _times(weights.astype(q.dtype), plain(v_block, q.dtype), _AB)
+            seen = _times(weights.astype(q_block.dtype), plain(v_block, q_block.dtype), _AB)
+            out = out * shrink + seen
             return out, new_top, total * shrink + weights.sum(-1, keepdims=True)
 
         began = lse > MASKED / 2
@@ -229,28 +241,30 @@ def _gradients(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Adds to one head's gradients, with the scores of a block pair made again."""
     scale = q.shape[-1] ** -0.5
+    turned_k = k.swapaxes(1, 2)
 
     def one_block(sums: tuple, parts: tuple) -> tuple[tuple, jax.Array]:
         q_block, lse_block, shift_block, d_block, dq_block, marks, (blocks, count) = parts
+        q_block, d_block = _numbers(q_block), _numbers(d_block)
 
         def add(turn: jax.Array, carry: tuple) -> tuple:
             dq, dk, dv = carry
             index = blocks[turn]
-            k_block, v_block = k[index], v[index]
+            k_block, turned, v_block = (_numbers(x[index]) for x in (k, turned_k, v))
             mask = visible(marks, Places(k_marks.positions[index], k_marks.segments[index])).T
-            # With keys as rows only one of the sums is over the rows of both its matrices, which
-            # XLA's CPU backend is slow at.
+            # With keys as rows and the sums of dq turned, no product is over the rows of both its
+            # matrices, which XLA's CPU backend is slow at.
             scores = _times(k_block, q_block, _ABT) * scale
             weights = jnp.where(mask, jnp.exp(scores - lse_block.T), 0.0)
             d_weights = _times(v_block, d_block, _ABT)
-            d_scores = (weights * (d_weights - shift_block.T) * scale).astype(q.dtype)
-            dq = dq + _times(d_scores, k_block, _ATB)
+            d_scores = (weights * (d_weights - shift_block.T) * scale).astype(q_block.dtype)
+            dq = dq + _times(turned, d_scores, _AB)
             dk = dk.at[index].add(_times(d_scores, q_block, _AB))
-            dv = dv.at[index].add(_times(weights.astype(q.dtype), d_block, _AB))
+            dv = dv.at[index].add(_times(weights.astype(q_block.dtype), d_block, _AB))
             return dq, dk, dv
 
-        dq, dk, dv = lax.fori_loop(0, count, add, (dq_block, *sums))
-        return (dk, dv), dq
+        dq, dk, dv = lax.fori_loop(0, count, add, (dq_block.T, *sums))
+        return (dk, dv), dq.T
 
     parts = q, lse, shift, d_out, dq, q_marks, _reached(q_marks, k_marks)
     (dk, dv), dq = lax.scan(one_block, (dk, dv), parts)

@@ -21,7 +21,7 @@ from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError
 from lwm_core.execution import Execution
 from lwm_core.ring import zigzag
-from lwm_core.train.loss import balance, token_losses
+from lwm_core.train.loss import balance, weighted_loss
 from lwm_core.train.optimizer import EVERYTHING, LanguageOptimizerConfig
 from lwm_core.transformer import Params, flatten, head_of, hidden_states, nest, shardings, specs
 from lwm_core.types import Batch
@@ -109,14 +109,15 @@ def _weighted_sums(
     Also, without z_loss, those of text and vision, and in how many targets the model is right.
     """
     hidden, _ = hidden_states(params, config, batch.tokens, how)
-    losses, lse, right = token_losses(config, head_of(params, config, how), hidden, batch.targets)
+    head = head_of(params, config, how)
+    loss, each = weighted_loss(config, z_loss, head, hidden, batch.targets, batch.weights)
     vision = batch.targets >= config.text_vocab
     sums = {}
     for name, mask in (("text", ~vision), ("vision", vision)):
         weights = batch.weights * mask
-        sums[f"{name}_loss"] = (losses * weights).sum()
-        sums[f"{name}_accuracy"] = (right * weights).sum()
-    return ((losses + z_loss * jnp.square(lse)) * batch.weights).sum(), sums
+        sums[f"{name}_loss"] = (each.losses * weights).sum()
+        sums[f"{name}_accuracy"] = (each.right * weights).sum()
+    return loss, sums
 
 
 def _metrics(config: ModelConfig, batch: Batch, kinds: jax.Array, sums: Metrics) -> Metrics:

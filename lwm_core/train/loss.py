@@ -32,7 +32,6 @@ class TokenLosses(NamedTuple):
     right: jax.Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def token_losses(
     config: ModelConfig, head: jax.Array, hidden: jax.Array, targets: Array
 ) -> TokenLosses:
@@ -40,55 +39,89 @@ def token_losses(
 
     A text target is predicted among the text ids, a vision target among the vision ids. `head` is
     `[V, D]`, or this device's part of it; `hidden` is `[B, T, D]`. Logits are made for LOSS_BLOCK
-    tokens at a time, and again in the backward pass.
+    tokens at a time.
     """
-    return _forward(config, head, hidden, targets)[0]
-
-
-def _forward(
-    config: ModelConfig, head: jax.Array, hidden: jax.Array, targets: Array
-) -> tuple[TokenLosses, tuple]:
     weights = head.astype(hidden.dtype)
 
     def one_block(parts: tuple) -> TokenLosses:
         logits, is_target = _logits(config, weights, *parts)
-        highest = logits.max(-1)
-        lse = highest + jnp.log(jnp.exp(logits - highest[:, None]).sum(-1))
-        found = jnp.where(is_target, logits, 0.0).sum(-1)
-        if _is_cut(config, head):
-            lse = jax.nn.logsumexp(lax.all_gather(lse, "tp"), axis=0)
-            found = sum_over(found, "tp")
-            highest = lax.pmax(highest, "tp")
-        return TokenLosses(lse - found, lse, (found == highest).astype(jnp.float32))
+        return _losses(_is_cut(config, head), logits, is_target)
 
     of_blocks = lax.map(one_block, (in_blocks(hidden, LOSS_BLOCK), _blocks_of(targets)))
-    out = jax.tree.map(lambda blocks: out_of_blocks(blocks, targets.shape), of_blocks)
-    return out, (head, hidden, targets, of_blocks.lse)
+    return jax.tree.map(lambda blocks: out_of_blocks(blocks, targets.shape), of_blocks)
 
 
-def _backward(config: ModelConfig, saved: tuple, cotangents: TokenLosses) -> tuple:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def weighted_loss(
+    config: ModelConfig,
+    z_loss: float,
+    head: jax.Array,
+    hidden: jax.Array,
+    targets: Array,
+    weights: jax.Array,
+) -> tuple[jax.Array, TokenLosses]:
+    """The sum of `weights [B, T]` times `loss + z_loss * lse^2`, and what `token_losses` gives.
+
+    Only the sum has gradients, of the head and of what is hidden. They are made in the forward
+    pass, from the logits that are there: so no logits are made twice (Hsu et al. 2024, Liger).
+    """
+    each = token_losses(config, head, hidden, targets)
+    return ((each.losses + z_loss * jnp.square(each.lse)) * weights).sum(), each
+
+
+def _loss_and_gradients(
+    config: ModelConfig,
+    z_loss: float,
+    head: jax.Array,
+    hidden: jax.Array,
+    targets: Array,
+    weights: jax.Array,
+) -> tuple[tuple[jax.Array, TokenLosses], tuple]:
     """A logit's gradient is its share of the softmax; in a loss less one if it is the target's."""
-    head, hidden, targets, lse = saved
-    weights = head.astype(hidden.dtype)
+    matrix = head.astype(hidden.dtype)
 
-    def one_block(d_head: jax.Array, parts: tuple) -> tuple[jax.Array, jax.Array]:
-        rows, ids, lse, d_losses, d_lse = parts
-        logits, is_target = _logits(config, weights, rows, ids)
-        softmax = jnp.exp(logits - lse[:, None])
-        d_logits = (softmax - is_target) * d_losses[:, None] + softmax * d_lse[:, None]
-        d_rows, more = product_gradients(rows, weights, d_logits)
-        return d_head + more, d_rows.astype(rows.dtype)
+    def one_block(sums: tuple, parts: tuple) -> tuple[tuple, tuple]:
+        loss, d_head = sums
+        rows, ids, weights = parts
+        logits, is_target = _logits(config, matrix, rows, ids)
+        each = _losses(_is_cut(config, head), logits, is_target)
+        loss += ((each.losses + z_loss * jnp.square(each.lse)) * weights).sum()
+        softmax = jnp.exp(logits - each.lse[:, None])
+        shares = weights * (1 + 2 * z_loss * each.lse)
+        d_logits = softmax * shares[:, None] - jnp.where(is_target, weights[:, None], 0.0)
+        d_rows, more = product_gradients(rows, matrix, d_logits)
+        return (loss, d_head + more), (each, d_rows.astype(rows.dtype))
 
-    d_losses, d_lse, _ = map(_blocks_of, cotangents)
-    parts = in_blocks(hidden, LOSS_BLOCK), _blocks_of(targets), lse, d_losses, d_lse
-    d_head, d_hidden = lax.scan(one_block, jnp.zeros(head.shape, jnp.float32), parts)
+    nothing = jnp.float32(0), jnp.zeros(head.shape, jnp.float32)
+    parts = in_blocks(hidden, LOSS_BLOCK), _blocks_of(targets), _blocks_of(weights)
+    (loss, d_head), (of_blocks, d_hidden) = lax.scan(one_block, nothing, parts)
+    each = jax.tree.map(lambda blocks: out_of_blocks(blocks, targets.shape), of_blocks)
     d_hidden = out_of_blocks(d_hidden, hidden.shape)
     if _is_cut(config, head):
         d_hidden = sum_over(d_hidden, "tp")
-    return d_head.astype(head.dtype), d_hidden, None
+    return (loss, each), (d_head.astype(head.dtype), d_hidden)
 
 
-token_losses.defvjp(_forward, _backward)
+def _scaled(
+    config: ModelConfig, z_loss: float, gradients: tuple, cotangents: tuple[jax.Array, TokenLosses]
+) -> tuple:
+    """The gradients of the sum times its own."""
+    return *(part * cotangents[0].astype(part.dtype) for part in gradients), None, None
+
+
+weighted_loss.defvjp(_loss_and_gradients, _scaled)
+
+
+def _losses(is_cut: bool, logits: jax.Array, is_target: jax.Array) -> TokenLosses:
+    """From the logits `[tokens, V]` of a block, or from this device's part of them."""
+    highest = logits.max(-1)
+    lse = highest + jnp.log(jnp.exp(logits - highest[:, None]).sum(-1))
+    found = jnp.where(is_target, logits, 0.0).sum(-1)
+    if is_cut:
+        lse = jax.nn.logsumexp(lax.all_gather(lse, "tp"), axis=0)
+        found = sum_over(found, "tp")
+        highest = lax.pmax(highest, "tp")
+    return TokenLosses(lse - found, lse, (found == highest).astype(jnp.float32))
 
 
 def _logits(
