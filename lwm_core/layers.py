@@ -128,7 +128,7 @@ def _outer(cotangent: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _sum_of_outer_products(cotangent: jax.Array, x: jax.Array) -> jax.Array:
-    rows = tuple(range(x.ndim - 1))
+    rows = tuple(tuple(range(x.ndim - 1)))
     return _contract(cotangent, x, rows, rows)
 
 
@@ -180,15 +180,35 @@ def linear(x: jax.Array, weight: Weight) -> jax.Array:
     return product(x, weight).astype(x.dtype)
 
 
-@partial(jax.checkpoint, prevent_cse=False, static_argnums=2)
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm (Zhang and Sennrich 2019) of the last axis, computed in float32.
 
     The backward pass makes its float32 values again: they are cheaper to make than to keep.
     """
+    return _normalised(x, eps)[0].astype(x.dtype) * weight.astype(x.dtype)
+
+
+def _normalised(x: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+    """The norm without a weight, and what `x` was multiplied by, float32 `[..., 1]`."""
     x32 = x.astype(jnp.float32)
     scale = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
-    return (x32 * scale).astype(x.dtype) * weight.astype(x.dtype)
+    return x32 * scale, scale
+
+
+def _rms_norm_backward(eps: float, saved: tuple, cotangent: jax.Array) -> tuple:
+    """All sums in float32, which is also what XLA's CPU backend is fast at."""
+    x, weight = saved
+    normalised, scale = _normalised(x, eps)
+    d_out = cotangent.astype(jnp.float32)
+    d_weight = (d_out * normalised).sum(tuple(range(x.ndim - 1)))
+    d_out *= weight.astype(jnp.float32)
+    along = jnp.mean(d_out * normalised, axis=-1, keepdims=True)
+    d_x = (d_out - normalised * along) * scale
+    return d_x.astype(x.dtype), d_weight.astype(weight.dtype)
+
+
+rms_norm.defvjp(lambda x, weight, eps: (rms_norm(x, weight, eps), (x, weight)), _rms_norm_backward)
 
 
 def rope_frequencies(head_dim: int, theta: float) -> np.ndarray:
