@@ -31,6 +31,7 @@ from lwm_core.config import Quantization
 from lwm_core.convert import convert
 from lwm_core.decode import DECODE_CHUNK
 from lwm_core.execution import Execution
+from lwm_core.hardware import cores
 from lwm_core.load import load_model
 from lwm_core.mesh import device_line, make_mesh
 from lwm_core.source import open_source
@@ -143,11 +144,6 @@ class Clock:
 
 PROGRAMS: dict[str, type[Ours] | type[Transformers]] = {"lwm": Ours, "transformers": Transformers}
 """Those in Python."""
-
-
-def cores() -> int:
-    """How many this process may use: the threads of every program."""
-    return len(os.sched_getaffinity(0))
 
 
 def answer(name: str, numbers: str, model: str) -> None:

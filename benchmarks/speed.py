@@ -30,13 +30,16 @@ from lwm_core import backend, bench, transformer
 from lwm_core.bench import Figure, Lengths, Machine
 from lwm_core.checkpoint import read_config
 from lwm_core.config import ModelConfig
+from lwm_core.costs import Work
 from lwm_core.execution import Execution
+from lwm_core.hardware import cores
 from lwm_core.load import LoadedModel, placed
 from lwm_core.media import write_video
 from lwm_core.mesh import device_line, make_mesh
+from lwm_core.presets import plan_here
 from lwm_core.registry import embedded_path
 from lwm_core.rounded import rounded
-from lwm_core.train.optimizer import OptimizerConfig
+from lwm_core.train.optimizer import LanguageOptimizerConfig
 from lwm_core.weights import Held, read_stacked
 
 SHAPE = ModelConfig(
@@ -79,11 +82,15 @@ def time_forward(model: LoadedModel, machine: Machine, lengths: Lengths, repeats
 
 
 def time_nano(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: int) -> Figure:
-    """One step of nano as its recipe says, on rows of 1024 tokens (of `model` only how it runs)."""
+    """One step of nano as its recipe says, on rows of 1024 tokens, in the numbers of `model`."""
     document = tomllib.loads((RECIPES / "nano.toml").read_text())
-    optimizer = OptimizerConfig(**document["optimizer"])
+    optimizer = LanguageOptimizerConfig(**document["optimizer"])
     rows, length = 8, lengths.read // 2
-    step = bench.training(read_config(embedded_path()), optimizer, model.how, rows, length)
+    config = read_config(embedded_path())
+    dtype = "bfloat16" if model.how.dtype == jnp.bfloat16 else "float32"
+    plan, mesh = plan_here("auto", Work(config, "train", length, rows, dtype))
+    how = Execution(mesh, model.how.dtype, remat=plan.remat)
+    step = bench.training(config, optimizer, how, rows, length)
     took = bench.median(lambda: bench.clocked(step), repeats)
     return Figure("nano", rows * length / took, "tokens")
 
@@ -238,7 +245,7 @@ def measure_machines() -> dict[str, Machine]:
 
 def main() -> None:
     options = arguments()
-    backend.prepare()
+    backend.prepare(cpu_devices=cores())
     print(f"{device_line(make_mesh())}, jax {jax.__version__}")
     if options.startup:
         content = {"startup": [asdict(r) for r in show_start_up(time_start_up(options.model, 2))]}

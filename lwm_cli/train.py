@@ -82,8 +82,9 @@ def run(
         recipe["keep"] = keep
     folder = output or Path("runs") / Path(config).stem
     from lwm_core import backend
+    from lwm_core.hardware import cores
 
-    backend.prepare()  # before the next line brings in jax
+    backend.prepare(cpu_devices=cores())  # before the next line brings in jax
     from lwm_core.train import changed, read_recipe, to_document, train
 
     checked = read_recipe(recipe)

@@ -9,6 +9,7 @@ import ctypes
 import logging
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 _QUIET = {
@@ -19,8 +20,11 @@ _QUIET = {
     "GLOG_minloglevel": "3",
 }
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-"""Numbers of glibc's parameters M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h)."""
+_DEVICES_OF_XLA = "xla_force_host_platform_device_count"
+"""The older name of a setting that jax has too."""
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
+"""Numbers of glibc's parameters, as its `malloc.h` has them with M_ before their names."""
 
 
 def home() -> Path:
@@ -31,11 +35,12 @@ def home() -> Path:
     return Path(data) / "lwm"
 
 
-def prepare() -> None:
+def prepare(*, cpu_devices: int | None = None) -> None:
     """Set up jax for this process; call it before anything is computed, best before jax is loaded.
 
     Compiled programs are kept under `home()/xla`, or where JAX_COMPILATION_CACHE_DIR says, so that
-    the second run starts without compiling. What the environment already says is left alone.
+    the second run starts without compiling. In a process that runs alone the CPU is so many
+    `cpu_devices`. What the environment already says is left alone.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -49,6 +54,18 @@ def prepare() -> None:
         jax.config.update("jax_compilation_cache_dir", str(home() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    if cpu_devices and not jax.distributed.is_initialized():
+        _share_out_cpu(cpu_devices)
+
+
+def _share_out_cpu(devices: int) -> None:
+    """Let jax see the CPU as so many devices, if that is still open."""
+    import jax
+
+    is_given = jax.config.jax_num_cpu_devices >= 0  # type: ignore[attr-defined]
+    if not is_given and _DEVICES_OF_XLA not in os.environ.get("XLA_FLAGS", ""):
+        with suppress(RuntimeError):  # jax has begun already, with one
+            jax.config.update("jax_num_cpu_devices", devices)
 
 
 def _can_hold(folder: Path) -> bool:
@@ -65,7 +82,8 @@ def _keep_freed_memory() -> None:
 
     Each product of large matrices gets a fresh result buffer. By default its pages go back when
     it is freed, and the next result faults in every one of them again; kept, large products on
-    a CPU measured two to four times as fast.
+    a CPU measured two to four times as fast. All threads take from one heap: those of their own
+    hold small buffers only.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -75,3 +93,4 @@ def _keep_freed_memory() -> None:
     if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_TOP_PAD, 2**26)
+        mallopt(_ARENA_MAX, 1)

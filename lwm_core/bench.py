@@ -31,7 +31,7 @@ from lwm_core.memory import free_memory, mesh_sizes
 from lwm_core.plan import MARGIN
 from lwm_core.sampling import Sampling
 from lwm_core.train.language import LanguageState, language_step
-from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
+from lwm_core.train.optimizer import LanguageOptimizerConfig, make_optimizer
 from lwm_core.types import Batch, Progress, Tokens
 
 Limit = Literal["memory", "arithmetic"]
@@ -160,7 +160,7 @@ def time_decode(model: LoadedModel, machine: Machine, lengths: Lengths, repeats:
 def time_train(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: int) -> Figure:
     """One step of AdamW on one row for each of the devices that share them."""
     rows, how = mesh_sizes(model.how.mesh).rows, replace(model.how, whole_weights=False)
-    step = training(model.config, OptimizerConfig("adamw"), how, rows, lengths.trained)
+    step = training(model.config, LanguageOptimizerConfig("adamw"), how, rows, lengths.trained)
     took = median(lambda: clocked(step), repeats)
     return _computed(model, machine, work_of(model, "train", lengths.trained, rows), took)
 
@@ -238,11 +238,11 @@ def pace(pieces: Iterator[np.ndarray]) -> float:
 
 
 def training(
-    config: ModelConfig, optimizer: OptimizerConfig, how: Execution, rows: int, length: int
+    config: ModelConfig, optimizer: LanguageOptimizerConfig, how: Execution, rows: int, length: int
 ) -> Callable[[], object]:
     """Something that takes one step on equal rows; weights begin anew and stay float32."""
     chain = make_optimizer(optimizer, steps=1000)
-    step = jax.jit(partial(language_step, config, chain, how), donate_argnums=0)
+    step = jax.jit(partial(language_step, config, chain, how, settings=optimizer), donate_argnums=0)
     params = jax.tree.map(
         put, transformer.init(config, jax.random.key(0)), transformer.shardings(config, how)
     )

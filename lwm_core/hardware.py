@@ -235,14 +235,20 @@ def _known(name: str) -> str:
     )
 
 
+def cores() -> int:
+    """How many of this machine's cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def this_cpu(devices: int = 1) -> Chip:
     """One of so many equal parts of this machine's processor and memory; its speed is a guess."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return Chip(
         "cpu",
         "cpu",
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // devices,
-        200e9 * (cores or 1) / devices,
+        200e9 * cores() / devices,
         30e9 / devices,
         10e9 / devices,
     )

@@ -19,7 +19,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from lwm_core.axes import AXES, parse_mesh
-from lwm_core.hardware import SLICES, Chip, Topology, recognise, this_cpu
+from lwm_core.hardware import SLICES, Chip, Topology, cores, recognise, this_cpu
 
 
 def make_mesh(spec: str | None = None, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -67,8 +67,7 @@ def device_line(mesh: Mesh) -> str:
     device = mesh.devices.flat[0]
     if device.platform != "cpu":
         return f"{mesh.size} × {device.device_kind}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    line = f"cpu, {cores} cores"
+    line = f"cpu, {cores()} cores"
     return line if mesh.size == 1 else f"{line} as {mesh.size} devices"
 
 

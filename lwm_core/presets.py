@@ -13,7 +13,7 @@ from lwm_core.costs import Work
 from lwm_core.distributed import agree
 from lwm_core.errors import ConfigError
 from lwm_core.hardware import Topology, parse_topology
-from lwm_core.plan import Plan, estimate, plan
+from lwm_core.plan import Plan, estimate, fits, plan
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -46,8 +46,8 @@ def _sizes(spec: str, work: Work, topology: Topology) -> MeshSizes:
 def plan_here(spec: str, work: Work) -> tuple[Plan, Mesh]:
     """The plan of some work on the devices that jax sees, and its mesh: that of the first process.
 
-    On a CPU, whose devices are simulated, `auto` takes one alone, unless several processes have
-    joined. Raises ConfigError as `plan_for` does.
+    On a CPU, whose devices are its cores, `auto` takes one, unless several processes have joined;
+    in training as many as can share out the rows. Raises ConfigError as `plan_for` does.
     """
     import jax
 
@@ -55,9 +55,22 @@ def plan_here(spec: str, work: Work) -> tuple[Plan, Mesh]:
 
     devices = jax.devices()
     if spec == "auto" and devices[0].platform == "cpu" and jax.process_count() == 1:
-        devices = devices[:1]
+        ways = _ways_on_cpu(work, this_topology(devices))
+        spec, devices = f"dp={ways}", devices[:ways]
     topology = this_topology(devices)
     made = plan_for(spec, work, topology)
     sizes, remat = MeshSizes(*agree(list(made.mesh))), agree(made.remat)
     made = estimate(work, topology, sizes, remat)
     return made, make_mesh(str(made.mesh), devices)
+
+
+def _ways_on_cpu(work: Work, topology: Topology) -> int:
+    """Of how many devices each has work of its own, for which the memory suffices.
+
+    One device hands every small operation from core to core. It is best for few tokens, which read
+    all weights; several that each have rows of a batch do not wait for each other.
+    """
+    if work.job != "train":
+        return 1
+    possible = (n for n in range(topology.count, 1, -1) if work.batch // work.parts % n == 0)
+    return next((n for n in possible if fits(work, topology, MeshSizes(dp=n))), 1)

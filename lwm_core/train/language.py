@@ -181,12 +181,24 @@ def language_step(
         (cut_learning, PartitionSpec()),
     )
     gradients, metrics = run(learning, fixed, batch)
+    if settings.name == "muon":
+        gradients = jax.tree.map(partial(_dealt_out, how), gradients, cut_learning)
     updates, moments = optimizer.update(gradients, state.moments, learning)
     params = joined(optax.apply_updates(learning, updates), fixed)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     metrics["learning_rate"] = moments.rate
     metrics["skipped"] = moments.skipped.astype(jnp.float32)
     return LanguageState(state.step + 1, params, moments), metrics
+
+
+def _dealt_out(how: Execution, gradient: jax.Array, cut: PartitionSpec) -> jax.Array:
+    """The gradient of a stack of matrices, so that each device of `dp` has those of some layers.
+
+    They are orthogonalized where they are, and not everywhere anew.
+    """
+    if gradient.ndim < 3 or len(gradient) % how.mesh.shape["dp"]:
+        return gradient
+    return lax.with_sharding_constraint(gradient, how.sharding(PartitionSpec("dp", *cut[1:])))
 
 
 def _local_gradients(

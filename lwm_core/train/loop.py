@@ -24,6 +24,7 @@ from lwm_core.errors import (
     TrainingInterrupted,
     UsageError,
 )
+from lwm_core.hardware import cores
 from lwm_core.train import agreement
 from lwm_core.train.checkpoints import Checkpoints, last_step
 from lwm_core.train.events import TrainEvent
@@ -65,7 +66,7 @@ def train(
     OutputError when nothing can be written.
     """
     checked = read_recipe(recipe)
-    backend.prepare()
+    backend.prepare(cpu_devices=cores())
     with _alone(output):
         yield from _trained(checked, output, resume, mesh)
 
