@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.plot import Curve, plot
-from lwm_cli.huge_pages import start_with_huge_pages
+from lwm_cli.heap import start_with_heap
 from lwm_core import bench
 from lwm_core.bench import Machine
 from lwm_core.cache import cache_specs, empty_cache
@@ -366,5 +366,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()
+    start_with_heap()
     main()

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol, get_args
 
 from benchmarks.smollm import find_smollm
-from lwm_cli.huge_pages import start_with_huge_pages
+from lwm_cli.heap import start_with_heap
 from lwm_core import bench
 from lwm_core.bench import Lengths, Machine
 from lwm_core.config import Quantization
@@ -304,5 +304,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()
+    start_with_heap()
     main()

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwm_cli.huge_pages import start_with_huge_pages
+from lwm_cli.heap import start_with_heap
 from lwm_core import backend, vqgan
 from lwm_core.bench import clocked
 from lwm_core.config import VQConfig
@@ -188,5 +188,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    start_with_huge_pages()
+    start_with_heap()
     main()

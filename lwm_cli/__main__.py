@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from lwm_cli.huge_pages import start_with_huge_pages
+from lwm_cli.heap import start_with_heap
 
 
 def run() -> int:
     """Run the command of the command line; returns the exit code."""
-    start_with_huge_pages()
+    start_with_heap(for_threads=sys.argv[1:2] == ["train"])
     from lwm_cli.app import main
 
     return main()

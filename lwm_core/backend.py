@@ -23,8 +23,8 @@ _QUIET = {
 _DEVICES_OF_XLA = "xla_force_host_platform_device_count"
 """The older name of a setting that jax has too."""
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -2, -3, -8
-"""Numbers of glibc's parameters, as its `malloc.h` has them with M_ before their names."""
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+"""Numbers of glibc's parameters M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD (malloc.h)."""
 
 
 def home() -> Path:
@@ -82,8 +82,7 @@ def _keep_freed_memory() -> None:
 
     Each product of large matrices gets a fresh result buffer. By default its pages go back when
     it is freed, and the next result faults in every one of them again; kept, large products on
-    a CPU measured two to four times as fast. All threads take from one heap: those of their own
-    hold small buffers only.
+    a CPU measured two to four times as fast.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -93,4 +92,3 @@ def _keep_freed_memory() -> None:
     if mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25):
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(_TOP_PAD, 2**26)
-        mallopt(_ARENA_MAX, 1)

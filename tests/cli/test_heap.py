@@ -1,4 +1,4 @@
-"""The program starts anew with huge pages where they are given to those who ask."""
+"""The program starts anew with the heap that suits it, and remains what it was."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from lwm_cli import huge_pages
+from lwm_cli import heap
 
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
-from lwm_cli import huge_pages
-huge_pages._POLICY = Path(sys.argv[1])
-huge_pages.start_with_huge_pages()
+from lwm_cli import heap
+heap._POLICY = Path(sys.argv[1])
+heap.start_with_heap(for_threads="threads" in sys.argv)
 print(json.dumps([os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv, sys.flags.dev_mode]))
 """
 
 
-def run(policy: Path, tunables: str | None) -> tuple[bool, list]:
+def run(policy: Path, tunables: str | None, *words: str) -> tuple[bool, list]:
     """Whether a program stayed the process it was, and what it says at the end."""
     environment = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
     if tunables is not None:
         environment["GLIBC_TUNABLES"] = tunables
-    command = [sys.executable, "-X", "dev", "-c", PROGRAM, str(policy), "two words", "-x"]
+    command = [sys.executable, "-X", "dev", "-c", PROGRAM, str(policy), "two words", *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     said, _ = process.communicate(timeout=60)
     number, *rest = json.loads(said)
@@ -51,11 +51,19 @@ def policy(tmp_path: Path) -> Path:
 def test_where_they_are_given_on_request(policy: Path, before: str | None, after: str) -> None:
     """Process, words and flags stay; what the user chose stands."""
     policy.write_text("always [madvise] never\n")
-    same, (tunables, words, is_dev) = run(policy, before)
+    same, (tunables, words, is_dev) = run(policy, before, "-x")
     assert same
     assert tunables == after
     assert words == ["-c", str(policy), "two words", "-x"]
     assert is_dev
+
+
+@pytest.mark.parametrize("choice", ["always [madvise] never", "always madvise [never]"])
+def test_one_heap_for_threads(policy: Path, choice: str) -> None:
+    policy.write_text(choice)
+    _, (tunables, *_) = run(policy, None, "threads")
+    assert "glibc.malloc.arena_max=1" in tunables.split(":")
+    assert ("hugetlb" in tunables) == ("[madvise]" in choice)
 
 
 @pytest.mark.parametrize("choice", ["[always] madvise never", "always madvise [never]", None])
@@ -64,7 +72,7 @@ def test_elsewhere_nothing_changes(
 ) -> None:
     if choice:
         policy.write_text(choice)
-    monkeypatch.setattr(huge_pages, "_POLICY", policy)
+    monkeypatch.setattr(heap, "_POLICY", policy)
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("the program was started anew"))
-    huge_pages.start_with_huge_pages()
+    heap.start_with_heap()
