@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,7 +34,7 @@ from lwm_core.transformer import Params, flatten, hidden_states, init, logits_of
 from lwm_core.types import Batch
 
 TINY = ModelConfig(
-    text_vocab=40, vision_vocab=24, vision_codes=16, hidden=16, intermediate=24, layers=1,
+    text_vocab=40, vision_vocab=24, vision_codes=16, hidden=16, intermediate=24, layers=2,
     heads=2, kv_heads=2, head_dim=8, max_length=64,
 )  # fmt: skip
 STEPS = 10
@@ -273,6 +274,21 @@ def test_a_step_that_is_left_out(name: str) -> None:
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
     state, metrics = run(state, BATCH)
     assert (metrics["skipped"], state.step) == (0, 2)
+
+
+@pytest.mark.parametrize("spec", ["dp=2", "dp=2,fsdp=2", "dp=4"])
+def test_whoever_orthogonalizes_all_learn_alike(spec: str) -> None:
+    ours, theirs = (step(how, name="muon")[0] for how in (on(spec), HERE))
+    assert_near(ours.params, theirs.params, 2e-5)
+
+
+@pytest.mark.parametrize(("spec", "dealt_out"), [("dp=2", True), ("dp=4", False)])
+def test_layers_are_dealt_out_to_be_orthogonalized(spec: str, dealt_out: bool) -> None:
+    """Two to two devices; four devices do not divide them."""
+    settings, how = LanguageOptimizerConfig(name="muon"), on(spec)
+    program = compiled(settings, how).lower(start(settings, how), BATCH).compile().as_text()
+    of_both = re.search(r"f32\[2,16,16\]\S* dot\(", program)
+    assert (of_both is None) == dealt_out
 
 
 @pytest.mark.parametrize("learns", [("*",), ADAPTERS])

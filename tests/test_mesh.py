@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
+import lwm_core.mesh
 from lwm_core.axes import AXES, MeshSizes, factorisations, misfit, parse_mesh
 from lwm_core.config import SIZES, ModelConfig
 from lwm_core.costs import Work
 from lwm_core.errors import ConfigError
 from lwm_core.execution import Execution
+from lwm_core.hardware import Topology, this_cpu
 from lwm_core.mesh import device_line, make_mesh, missed_gpu, this_topology
 from lwm_core.parameters import parameters
+from lwm_core.plan import estimate
 from lwm_core.presets import plan_here
 from lwm_core.train.language import LanguageState, abstract_state, language_step, lay_out
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
@@ -122,7 +125,7 @@ def test_where_weights_lie() -> None:
 
 def test_what_does_not_divide_stays_whole(params: Params) -> None:
     """A vocabulary of 65 over two ways; what comes out is the same."""
-    config = dataclasses.replace(TINY, text_vocab=41)
+    config = replace(TINY, text_vocab=41)
     how = on("tp=2,fsdp=2")
     places = flatten(shardings(config, how))
     shapes = {name: places[name].shard_shape(p.shape) for name, p in parameters(config).items()}
@@ -181,7 +184,7 @@ def test_meshes_that_do_not_suit_the_model() -> None:
         MeshSizes(2, 2), TINY, batch=6
     )
     assert "the feed-forward size of the model: 48; 24 would" in misfit(
-        MeshSizes(tp=32), dataclasses.replace(TINY, heads=64, kv_heads=32)
+        MeshSizes(tp=32), replace(TINY, heads=64, kv_heads=32)
     )
     assert misfit(MeshSizes(sp=8), TINY, context=25) is None  # it is filled up
     assert "sp = 8 shares out a context of 15; 7 is" in misfit(MeshSizes(sp=8), TINY, context=15)
@@ -232,6 +235,28 @@ def test_the_mesh_of_some_work() -> None:
     assert dict(mesh.shape) == made.mesh._asdict() == {"dp": 1, "fsdp": 1, "tp": 2, "sp": 4}
     with pytest.raises(ConfigError, match="tp = 8 does not divide the heads of the model: 4"):
         plan_here("tp=8", work)
+
+
+@pytest.mark.parametrize(
+    ("rows", "parts", "devices"), [(1, 1, 1), (8, 1, 8), (12, 1, 6), (12, 3, 4), (11, 1, 1)]
+)
+def test_rows_are_shared_out_on_a_cpu(rows: int, parts: int, devices: int) -> None:
+    work = Work(TINY, "train", 64, rows, parts=parts)
+    made, mesh = plan_here("auto", work)
+    assert dict(mesh.shape) == made.mesh._asdict()
+    assert (made.mesh.dp, mesh.size) == (devices, devices)
+
+
+def test_rows_are_not_shared_out_where_copies_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each device has a copy of all weights, in its part of the memory."""
+    work = Work(TINY, "train", 64, 8)
+    one = this_cpu()
+    needed = estimate(work, Topology(one, 1, 1), MeshSizes(), "attention").memory.total
+    for times, devices in ((16, 8), (1.5, 1)):
+        memory = int(times * needed)
+        part = partial(lambda memory, devices: replace(one, memory=memory // devices), memory)
+        monkeypatch.setattr(lwm_core.mesh, "this_cpu", part)
+        assert plan_here("auto", work)[1].size == devices
 
 
 @pytest.mark.parametrize(
