@@ -51,9 +51,9 @@ from benchmarks.speed import SHAPE
 from lwm_core.bench import training
 from lwm_core.execution import Execution
 from lwm_core.mesh import make_mesh
-from lwm_core.train.optimizer import OptimizerConfig
+from lwm_core.train.optimizer import LanguageOptimizerConfig
 how = Execution(make_mesh("dp=1", jax.devices()[:1]), jnp.dtype(sys.argv[1]))
-jax.block_until_ready(training(SHAPE, OptimizerConfig("adamw"), how, 1, int(sys.argv[2]))())
+jax.block_until_ready(training(SHAPE, LanguageOptimizerConfig("adamw"), how, 1, int(sys.argv[2]))())
 """
 NOTHING = "import jax; jax.devices()"
 

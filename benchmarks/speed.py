@@ -222,6 +222,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if unknown := set(options.what) - set(TIMERS):
         parser.error(f"{', '.join(unknown)} is nothing to measure; choose of {', '.join(TIMERS)}")
+    if NANO in (options.what or ()) and len(options.what) > 1:
+        parser.error("nano has the cores as devices of its own: time it alone")
     return options
 
 

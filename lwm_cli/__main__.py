@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
+from lwm_cli.completions import SWITCH
 from lwm_cli.heap import start_with_heap
 
 NEW_OBJECTS, YOUNG, OLD = 100_000, 50, 100
@@ -14,7 +16,9 @@ go through them as often as Python does by default takes a tenth of a short comm
 
 def run() -> int:
     """Run the command of the command line; returns the exit code."""
-    start_with_heap(for_threads=sys.argv[1:2] == ["train"])
+    if SWITCH not in os.environ:  # a completion computes nothing
+        words = [word for word in sys.argv[1:] if not word.startswith("-")]
+        start_with_heap(for_threads=words[:1] == ["train"])
     gc.set_threshold(NEW_OBJECTS, YOUNG, OLD)
     from lwm_cli.app import main
 

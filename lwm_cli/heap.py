@@ -25,7 +25,7 @@ def start_with_heap(*, for_threads: bool = False) -> None:
     given = os.environ.get("GLIBC_TUNABLES", "")
     wanted = [HUGE_PAGES] * _huge_pages_are_given_on_request() + [ONE_HEAP] * for_threads
     missing = [setting for setting in wanted if setting.partition("=")[0] not in given]
-    if sys.platform != "linux" or not missing:
+    if sys.platform != "linux" or not sys.executable or not missing:
         return
     settings = ":".join(filter(None, (given, *missing)))
     command = [sys.executable, *sys.orig_argv[1:]]

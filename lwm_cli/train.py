@@ -84,7 +84,8 @@ def run(
     from lwm_core import backend
     from lwm_core.hardware import cores
 
-    backend.prepare(cpu_devices=cores())  # before the next line brings in jax
+    # Before the next line brings in jax.
+    backend.prepare(cpu_devices=cores() if mesh == "auto" else None)
     from lwm_core.train import changed, read_recipe, to_document, train
 
     checked = read_recipe(recipe)

@@ -348,8 +348,7 @@ def flops(work: Work, remat: Remat = "block") -> float:
         return 2 * matrices * work.tokens + 2 * head * work.batch + attention
     layer = _layer(config)
     again = config.layers * config.hidden * sum(layer[name][0] for name in _RECOMPUTED[remat])
-    # The logits are always made again.
-    products = 2 * work.tokens * (3 * matrices + again + 4 * head)
+    products = 2 * work.tokens * (3 * (matrices + head) + again)
     return products + attention * (1 + _ATTENTION_BACKWARD + _ATTENTION_AGAIN[remat])
 
 

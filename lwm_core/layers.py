@@ -128,7 +128,7 @@ def _outer(cotangent: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def _sum_of_outer_products(cotangent: jax.Array, x: jax.Array) -> jax.Array:
-    rows = tuple(tuple(range(x.ndim - 1)))
+    rows = tuple(range(x.ndim - 1))
     return _contract(cotangent, x, rows, rows)
 
 

@@ -12,7 +12,7 @@ from lwm_core.axes import MeshSizes, parse_mesh
 from lwm_core.costs import Work
 from lwm_core.distributed import agree
 from lwm_core.errors import ConfigError
-from lwm_core.hardware import Topology, parse_topology
+from lwm_core.hardware import Topology, parse_topology, this_cpu
 from lwm_core.plan import Plan, estimate, fits, plan
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def plan_here(spec: str, work: Work) -> tuple[Plan, Mesh]:
 
     devices = jax.devices()
     if spec == "auto" and devices[0].platform == "cpu" and jax.process_count() == 1:
-        ways = _ways_on_cpu(work, this_topology(devices))
-        spec, devices = f"dp={ways}", devices[:ways]
+        devices = devices[: _ways_on_cpu(work, len(devices))]
+        spec = f"dp={len(devices)}"
     topology = this_topology(devices)
     made = plan_for(spec, work, topology)
     sizes, remat = MeshSizes(*agree(list(made.mesh))), agree(made.remat)
@@ -64,13 +64,14 @@ def plan_here(spec: str, work: Work) -> tuple[Plan, Mesh]:
     return made, make_mesh(str(made.mesh), devices)
 
 
-def _ways_on_cpu(work: Work, topology: Topology) -> int:
-    """Of how many devices each has work of its own, for which the memory suffices.
+def _ways_on_cpu(work: Work, most: int) -> int:
+    """Of how many devices, at most, each has work of its own, for which the memory suffices.
 
     One device hands every small operation from core to core. It is best for few tokens, which read
     all weights; several that each have rows of a batch do not wait for each other.
     """
     if work.job != "train":
         return 1
-    possible = (n for n in range(topology.count, 1, -1) if work.batch // work.parts % n == 0)
-    return next((n for n in possible if fits(work, topology, MeshSizes(dp=n))), 1)
+    possible = (n for n in range(most, 1, -1) if work.batch // work.parts % n == 0)
+    here = ((n, Topology(this_cpu(n), n)) for n in possible)
+    return next((n for n, topology in here if fits(work, topology, MeshSizes(dp=n))), 1)

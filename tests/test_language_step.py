@@ -278,8 +278,12 @@ def test_a_step_that_is_left_out(name: str) -> None:
 
 @pytest.mark.parametrize("spec", ["dp=2", "dp=2,fsdp=2", "dp=4"])
 def test_whoever_orthogonalizes_all_learn_alike(spec: str) -> None:
-    ours, theirs = (step(how, name="muon")[0] for how in (on(spec), HERE))
+    how = on(spec)
+    ours, theirs = (step(each, name="muon")[0] for each in (how, HERE))
     assert_near(ours.params, theirs.params, 2e-5)
+    before = start(LanguageOptimizerConfig(name="muon"), how)
+    for leaf, was in zip(jax.tree.leaves(ours), jax.tree.leaves(before), strict=True):
+        assert leaf.sharding.is_equivalent_to(was.sharding, leaf.ndim)
 
 
 @pytest.mark.parametrize(("spec", "dealt_out"), [("dp=2", True), ("dp=4", False)])

@@ -16,6 +16,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import lwm_core.mesh
+import lwm_core.presets
 from lwm_core.axes import AXES, MeshSizes, factorisations, misfit, parse_mesh
 from lwm_core.config import SIZES, ModelConfig
 from lwm_core.costs import Work
@@ -24,7 +25,7 @@ from lwm_core.execution import Execution
 from lwm_core.hardware import Topology, this_cpu
 from lwm_core.mesh import device_line, make_mesh, missed_gpu, this_topology
 from lwm_core.parameters import parameters
-from lwm_core.plan import estimate
+from lwm_core.plan import MARGIN, estimate
 from lwm_core.presets import plan_here
 from lwm_core.train.language import LanguageState, abstract_state, language_step, lay_out
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
@@ -249,13 +250,18 @@ def test_rows_are_shared_out_on_a_cpu(rows: int, parts: int, devices: int) -> No
 
 def test_rows_are_not_shared_out_where_copies_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each device has a copy of all weights, in its part of the memory."""
-    work = Work(TINY, "train", 64, 8)
-    one = this_cpu()
-    needed = estimate(work, Topology(one, 1, 1), MeshSizes(), "attention").memory.total
-    for times, devices in ((16, 8), (1.5, 1)):
-        memory = int(times * needed)
+    work, one = Work(TINY, "train", 64, 8), this_cpu()
+
+    def needed(devices: int) -> float:
+        """Memory of the machine that suffices for so many."""
+        plan = estimate(work, Topology(one, devices), MeshSizes(dp=devices), "full")
+        return devices * plan.memory.total / MARGIN
+
+    for devices in (8, 4, 2, 1):
+        memory = int(1.01 * needed(devices))
         part = partial(lambda memory, devices: replace(one, memory=memory // devices), memory)
-        monkeypatch.setattr(lwm_core.mesh, "this_cpu", part)
+        for module in (lwm_core.mesh, lwm_core.presets):
+            monkeypatch.setattr(module, "this_cpu", part)
         assert plan_here("auto", work)[1].size == devices
 
 

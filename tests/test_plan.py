@@ -101,7 +101,7 @@ def test_flops_by_hand() -> None:
     assert decode == 2 * 2 * layer * 3 + 2 * 64 * 32 * 3 + 2 * 3 * 64 * (2 * 32 + 2 * 32)
     train = costs.flops(Work(TINY, "train", 64, 3), "none")
     again = 2 * 48 * 32  # of the feed-forward, whose inner values are never kept
-    head = 8 * 64 * 32 * tokens
+    head = 6 * 64 * 32 * tokens
     assert train == (6 * layer + 2 * again) * 2 * tokens + head + 3.5 * attention
 
 

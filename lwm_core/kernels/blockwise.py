@@ -195,6 +195,8 @@ def _attend(
 ) -> tuple[jax.Array, jax.Array]:
     """One head: `q, out [q blocks, block, H]`, `lse [q blocks, block, 1]`, keys and marks alike.
 
+    Queries, keys and values in bfloat16 come as `_bits`.
+
     Running maximum and sum over key blocks (Milakov and Gimelshein 2018; Dao et al. 2022), which
     begin with what was seen so far. Returns `out` and `lse`.
     """
@@ -239,7 +241,10 @@ def _gradients(
     q_marks: Places,
     k_marks: Places,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Adds to one head's gradients, with the scores of a block pair made again."""
+    """Adds to one head's gradients, with the scores of a block pair made again.
+
+    All but the sums come in bfloat16 as `_bits`.
+    """
     scale = q.shape[-1] ** -0.5
     turned_k = k.swapaxes(1, 2)
 

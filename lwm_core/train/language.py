@@ -184,6 +184,11 @@ def language_step(
     if settings.name == "muon":
         gradients = jax.tree.map(partial(_dealt_out, how), gradients, cut_learning)
     updates, moments = optimizer.update(gradients, state.moments, learning)
+    places = jax.tree.map(how.sharding, cut_learning)
+    updates = lax.with_sharding_constraint(updates, places)
+    moments = lax.with_sharding_constraint(
+        moments, _with_their_weights(optimizer, how, moments, places)
+    )
     params = joined(optax.apply_updates(learning, updates), fixed)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     metrics["learning_rate"] = moments.rate
@@ -261,21 +266,28 @@ def abstract_state(
         return LanguageState(jnp.int32(0), joined(learning, fixed), optimizer.init(learning))
 
     shapes = jax.eval_shape(fresh)
-    everywhere = how.sharding(PartitionSpec())
     places = shardings(config, how)
-    moments = optax.tree.map_params(
-        optimizer,
-        lambda moment, place: moment if _is_masked(moment) else place,
-        shapes.moments,
-        parted(places, learns)[0],
-        transform_non_params=lambda _: everywhere,
-        is_leaf=_is_masked,
-    )
-    lies = shapes.replace(step=everywhere, params=places, moments=moments)
+    moments = _with_their_weights(optimizer, how, shapes.moments, parted(places, learns)[0])
+    lies = shapes.replace(step=how.sharding(PartitionSpec()), params=places, moments=moments)
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         lies,
+    )
+
+
+def _with_their_weights(
+    optimizer: optax.GradientTransformation, how: Execution, moments: Any, places: Params
+) -> Any:
+    """Where moments lie whose weights have these places; what is of no weight is everywhere."""
+    everywhere = how.sharding(PartitionSpec())
+    return optax.tree.map_params(
+        optimizer,
+        lambda moment, place: moment if _is_masked(moment) else place,
+        moments,
+        places,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=_is_masked,
     )
 
 

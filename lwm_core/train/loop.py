@@ -66,7 +66,7 @@ def train(
     OutputError when nothing can be written.
     """
     checked = read_recipe(recipe)
-    backend.prepare(cpu_devices=cores())
+    backend.prepare(cpu_devices=cores() if mesh == "auto" else None)
     with _alone(output):
         yield from _trained(checked, output, resume, mesh)
 

@@ -41,10 +41,10 @@ def token_losses(
     `[V, D]`, or this device's part of it; `hidden` is `[B, T, D]`. Logits are made for LOSS_BLOCK
     tokens at a time.
     """
-    weights = head.astype(hidden.dtype)
+    matrix = head.astype(hidden.dtype)
 
     def one_block(parts: tuple) -> TokenLosses:
-        logits, is_target = _logits(config, weights, *parts)
+        logits, is_target = _logits(config, matrix, *parts)
         return _losses(_is_cut(config, head), logits, is_target)
 
     of_blocks = lax.map(one_block, (in_blocks(hidden, LOSS_BLOCK), _blocks_of(targets)))
@@ -66,7 +66,7 @@ def weighted_loss(
     pass, from the logits that are there: so no logits are made twice (Hsu et al. 2024, Liger).
     """
     each = token_losses(config, head, hidden, targets)
-    return ((each.losses + z_loss * jnp.square(each.lse)) * weights).sum(), each
+    return _total(z_loss, each, weights), each
 
 
 def _loss_and_gradients(
@@ -82,13 +82,13 @@ def _loss_and_gradients(
 
     def one_block(sums: tuple, parts: tuple) -> tuple[tuple, tuple]:
         loss, d_head = sums
-        rows, ids, weights = parts
+        rows, ids, counts = parts
         logits, is_target = _logits(config, matrix, rows, ids)
         each = _losses(_is_cut(config, head), logits, is_target)
-        loss += ((each.losses + z_loss * jnp.square(each.lse)) * weights).sum()
+        loss += _total(z_loss, each, counts)
         softmax = jnp.exp(logits - each.lse[:, None])
-        shares = weights * (1 + 2 * z_loss * each.lse)
-        d_logits = softmax * shares[:, None] - jnp.where(is_target, weights[:, None], 0.0)
+        shares = counts * (1 + 2 * z_loss * each.lse)
+        d_logits = softmax * shares[:, None] - jnp.where(is_target, counts[:, None], 0.0)
         d_rows, more = product_gradients(rows, matrix, d_logits)
         return (loss, d_head + more), (each, d_rows.astype(rows.dtype))
 
@@ -110,6 +110,10 @@ def _scaled(
 
 
 weighted_loss.defvjp(_loss_and_gradients, _scaled)
+
+
+def _total(z_loss: float, each: TokenLosses, weights: jax.Array) -> jax.Array:
+    return ((each.losses + z_loss * jnp.square(each.lse)) * weights).sum()
 
 
 def _losses(is_cut: bool, logits: jax.Array, is_target: jax.Array) -> TokenLosses:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lwm_cli import heap
+from lwm_cli import __main__, app, heap
 
 PROGRAM = """
 import json, os, sys
@@ -76,3 +76,36 @@ def test_elsewhere_nothing_changes(
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("the program was started anew"))
     heap.start_with_heap()
+
+
+@pytest.mark.parametrize(
+    ("words", "asks"),
+    [
+        ("train nano", [True]),
+        ("--debug train nano", [True]),
+        ("chat train", [False]),
+        ("--version", [False]),
+    ],
+)
+def test_training_has_many_threads(
+    words: str, asks: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked(words, monkeypatch) == asks
+
+
+def test_a_completion_is_not_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_LWM_COMPLETE", "complete_bash")
+    assert asked("train", monkeypatch) == []
+
+
+def asked(words: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For which heaps the program asks, given these words."""
+    found: list[bool] = []
+    monkeypatch.setattr(sys, "argv", ["lwm", *words.split()])
+    monkeypatch.setattr(app, "main", lambda: 0)
+    monkeypatch.setattr(
+        __main__, "start_with_heap", lambda *, for_threads: found.append(for_threads)
+    )
+    monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+    assert __main__.run() == 0
+    return found
