@@ -96,6 +96,7 @@ def time_nano(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: i
 
 
 NANO = "nano"
+"""A job that wants the process to itself."""
 
 TIMERS = {
     "forward": time_forward,
@@ -222,7 +223,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if unknown := set(options.what) - set(TIMERS):
         parser.error(f"{', '.join(unknown)} is nothing to measure; choose of {', '.join(TIMERS)}")
-    if NANO in (options.what or ()) and len(options.what) > 1:
+    if NANO in options.what and len(options.what) > 1:
         parser.error("nano has the cores as devices of its own: time it alone")
     return options
 
@@ -251,7 +252,7 @@ def measure_machines() -> dict[str, Machine]:
 
 def main() -> None:
     options = arguments()
-    backend.prepare(cpu_devices=cores() if NANO in (options.what or ()) else None)
+    backend.prepare(cpu_devices=cores() if NANO in options.what else None)
     print(f"{device_line(make_mesh())}, jax {jax.__version__}")
     if options.startup:
         content = {"startup": [asdict(r) for r in show_start_up(time_start_up(options.model, 2))]}

@@ -195,10 +195,9 @@ def _attend(
 ) -> tuple[jax.Array, jax.Array]:
     """One head: `q, out [q blocks, block, H]`, `lse [q blocks, block, 1]`, keys and marks alike.
 
-    Queries, keys and values in bfloat16 come as `_bits`.
-
     Running maximum and sum over key blocks (Milakov and Gimelshein 2018; Dao et al. 2022), which
-    begin with what was seen so far. Returns `out` and `lse`.
+    begin with what was seen so far. Returns `out` and `lse`. Queries, keys and values in bfloat16
+    come as `_bits`.
     """
 
     def one_block(parts: tuple) -> tuple[jax.Array, jax.Array]:

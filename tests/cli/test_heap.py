@@ -12,6 +12,8 @@ import pytest
 
 from lwm_cli import __main__, app, heap
 
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc is of Linux")
+
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
@@ -39,6 +41,7 @@ def policy(tmp_path: Path) -> Path:
     return tmp_path / "enabled"
 
 
+@on_linux
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -58,6 +61,7 @@ def test_where_they_are_given_on_request(policy: Path, before: str | None, after
     assert is_dev
 
 
+@on_linux
 @pytest.mark.parametrize("choice", ["always [madvise] never", "always madvise [never]"])
 def test_one_heap_for_threads(policy: Path, choice: str) -> None:
     policy.write_text(choice)
