@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
 from lwm_core.sampling import Numbers, Sampling, draw_tokens, guide
 from lwm_core.tokens import FrameLayout, pad_left
-from lwm_core.transformer import Params, is_split, read
+from lwm_core.transformer import Params, is_split, read, with_head_of
 from lwm_core.types import KVCache, Progress, Tokens
 
 Modality = Literal["text", "vision"]
@@ -105,6 +105,9 @@ def _decode(
     layout = FrameLayout.of(config)
     rows = state.done.shape[0]
     guided = state.logits.shape[0] == 2 * rows
+    of_model, read_ids = (params, config), cast(slice | None, allowed)
+    if how.splits_layers and how.mesh.shape["tp"] == 1:
+        of_model, read_ids = with_head_of(allowed, params, config), None
 
     def goes_on(carry: tuple) -> jax.Array:
         step, state, _ = carry
@@ -125,7 +128,7 @@ def _decode(
         done = state.done | ((token == config.eos_id) & stops)
         fed = jnp.tile(token, 2) if guided else token
         tokens = Tokens(fed[:, None], state.position[:, None], jnp.ones_like(fed)[:, None])
-        logits, cache = read(params, config, tokens, state.cache, how, allowed)
+        logits, cache = read(*of_model, tokens, state.cache, how, read_ids)
         drawn = state.drawn + 1
         state = DecodeState(cache, logits, state.position + 1, drawn, done)
         return step + 1, state, ids
