@@ -36,6 +36,8 @@ from lwm_core.types import Quantized, Tokens
 from lwm_core.weights import read_stacked
 
 Q4_1 = gguf.GGMLQuantizationType.Q4_1
+ROUNDING = 5e-5
+"""Of float32 sums in two orders; to round weights to 8 bits moves logits by some 1e-2."""
 MATRICES = ("embed", "head", "wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 
@@ -179,7 +181,7 @@ def test_the_model_is_that_of_the_rounded_weights(
 ) -> None:
     expected = logits(tiny.config, plain)
     found = logits(rounded.config, dict(read_stacked(rounded.weights, rounded.config)))
-    assert np.abs(found - expected).max() < 2e-5 * expected.std()
+    assert np.abs(found - expected).max() < ROUNDING * expected.std()
 
 
 @pytest.mark.parametrize("mesh", ["tp=2", "fsdp=2,tp=2", "fsdp=4,sp=2"])
@@ -250,7 +252,7 @@ def test_stored_and_read_again(
     assert quantized(made, "int8") is made
     found = logits(made.config, dict(read_stacked(made.weights, made.config)))
     expected = logits(dataclasses.replace(made.config, quantized=None), plain)
-    assert np.abs(found - expected).max() < 2e-5 * expected.std()
+    assert np.abs(found - expected).max() < ROUNDING * expected.std()
 
 
 def test_damaged(rounded: Source, tmp_path: Path) -> None:
