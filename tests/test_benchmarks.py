@@ -45,6 +45,11 @@ def vision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark("vision", monkeypatch)
 
 
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark("table", monkeypatch)
+
+
 def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     return importlib.import_module(f"benchmarks.{name}")
@@ -263,3 +268,54 @@ def test_a_plot_has_its_points_where_they_are(long: ModuleType) -> None:
     assert second[0] < first[0]
     assert second[1] > first[1]
     np.testing.assert_allclose(zero, [520 - 70, 90], atol=1)
+
+
+def test_the_table_sets_each_figure_beside_its_peer(table: ModuleType) -> None:
+    def row(name: str, numbers: str, *speeds: float) -> dict:
+        share = 0.5 if name == "lwm" else None
+        return dict(name=name, numbers=numbers, job="decode after 512", speeds=speeds, share=share)
+
+    def command(name: str, run: str, first_words: float | None, whole: float) -> dict:
+        return dict(name=name, run=run, first_words=first_words, whole=whole)
+
+    figures = {
+        "peers": {
+            "rows": [
+                row("lwm", "int8", 80, 90),
+                row("lwm", "float32", 30, 28),
+                row("transformers", "float32", 15, 12),
+                row("transformers", "bfloat16", 1, 1),
+                row("llama.cpp", "Q4_1", 45, 60),
+            ]
+        },
+        "speed": {"figures": [{"job": "train", "numbers": "float32", "speed": 512, "ratio": 2}]},
+        "training": {"tokens a second": {"bfloat16": 4500.4}},
+        "vision": {
+            "encode, ours": 0.9,
+            "encode, plain": 0.6,
+            "decode, ours": 0.5,
+            "decode, plain": 0.5,
+            "film": 1.96,
+        },
+        "startup": {
+            "commands": [
+                command("see", "cold", 1.0, 1.5),
+                command("see", "warm", 2.5, 2.6),
+                command("see", "warm", 2.0, 2.9),
+                command("film", "warm", None, 3.3),
+            ]
+        },
+    }
+    assert [row.markdown() for row in table.all_rows(figures)] == [
+        "| SmolLM2-135M, decode after 512, int8 (50% of memory) | 90 tok/s | llama.cpp Q4_1: 60 "
+        "| 1.50 × |",
+        "| SmolLM2-135M, decode after 512, float32 (50% of memory) | 30 tok/s "
+        "| transformers float32: 15 | 2.00 × |",
+        "| 58M parameters, train, float32 | 512 tok/s | the original, float32: 256 | 2.00 × |",
+        "| nano, training, bfloat16 | 4500 tok/s | | |",
+        "| image tokenizer, 256×256, encode | 0.9 frames/s | written plainly: 0.6 | 1.50 × |",
+        "| image tokenizer, 256×256, decode | 0.5 frames/s | written plainly: 0.5 | 1.00 × |",
+        "| 8 frames of an hour of 720p | 1.96 s | | |",
+        "| `lwm see`, second run, to the first word | 2 s | | |",
+        "| `lwm film`, second run, 8 frames | 3.3 s | | |",
+    ]

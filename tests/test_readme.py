@@ -168,7 +168,15 @@ def test_the_library_does_what_is_shown(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "command", ["speed --repeats 1", "ring --rounds 1", "long", "quality --model nano"]
+    "command",
+    [
+        "speed --repeats 1",
+        "training --repeats 1",
+        "startup",
+        "ring --rounds 1",
+        "long",
+        "quality --model nano",
+    ],
 )
 def test_benchmarks_measure(command: str, tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
