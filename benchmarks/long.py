@@ -37,8 +37,8 @@ from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel, load_model
 from lwm_core.mesh import device_line, make_mesh
 from lwm_core.sampling import Sampling
-from lwm_core.transformer import is_split
 from lwm_core.types import KVCache, Progress
+from lwm_core.weight_tree import is_split
 
 SHORT = 256
 """Tokens of the prompt whose peak is that of the program and its model."""

@@ -23,7 +23,7 @@ from lwm_core.formats.lwm_jax_writer import write_streaming
 from lwm_core.parameters import parameters
 from lwm_core.registry import embedded_path
 from lwm_core.tokenizer import Tokenizer
-from lwm_core.transformer import count_parameters
+from lwm_core.weight_tree import count_parameters
 
 MEASURED = """
 import json, resource, sys, time

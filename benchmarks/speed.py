@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lwm_cli.heap import start_with_heap
-from lwm_core import backend, bench, transformer
+from lwm_core import backend, bench, transformer, weight_tree
 from lwm_core.bench import Figure, Lengths, Machine
 from lwm_core.config import ModelConfig
 from lwm_core.execution import Execution
@@ -77,7 +77,7 @@ INFERENCE = ("prefill", "decode")
 
 def random_model(config: ModelConfig, numbers: str) -> LoadedModel:
     """A model of this shape with random weights. It has no tokenizer: ids go in and come out."""
-    weights = Held(transformer.to_numpy(transformer.init(config, jax.random.key(0))))
+    weights = Held(weight_tree.to_numpy(weight_tree.init(config, jax.random.key(0))))
     is_rounded = numbers == "int8"
     if is_rounded:
         config = replace(config, quantized="int8")

@@ -30,8 +30,9 @@ from lwm_core.mesh import make_mesh
 from lwm_core.plan import Plan
 from lwm_core.train.language import abstract_state, filled_up, language_step
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
-from lwm_core.transformer import abstract_params, read
+from lwm_core.transformer import read
 from lwm_core.types import Batch, Tokens
+from lwm_core.weight_tree import abstract_params
 
 _ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

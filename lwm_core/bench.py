@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lwm_core import costs, transformer, vqgan
+from lwm_core import costs, vqgan, weight_tree
 from lwm_core.config import ModelConfig
 from lwm_core.context import Context
 from lwm_core.costs import Job, Work
@@ -244,7 +244,7 @@ def training(
     chain = make_optimizer(optimizer, steps=1000)
     step = jax.jit(partial(language_step, config, chain, how, settings=optimizer), donate_argnums=0)
     params = jax.tree.map(
-        put, transformer.init(config, jax.random.key(0)), transformer.shardings(config, how)
+        put, weight_tree.init(config, jax.random.key(0)), weight_tree.shardings(config, how)
     )
     state = LanguageState(jnp.int32(0), params, chain.init(params))
     row = one_row(random_ids(config, length))

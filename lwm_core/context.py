@@ -26,8 +26,8 @@ from lwm_core.errors import ContextTooLong, FormatError, OutputError, UsageError
 from lwm_core.execution import Execution
 from lwm_core.identity import digest, identify
 from lwm_core.tensor_files import SafetensorsFile, Shape, bytes_of, write_header
-from lwm_core.transformer import is_split
 from lwm_core.types import KVCache, Numbers, Quantized
+from lwm_core.weight_tree import is_split
 
 if TYPE_CHECKING:
     from lwm_core.load import LoadedModel

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import jax.numpy as jnp
 import numpy as np
 
-from lwm_core import checkpoint, transformer, vqgan
+from lwm_core import checkpoint, transformer, vqgan, weight_tree
 from lwm_core.atomic import free_bytes
 from lwm_core.config import OriginalSizes
 from lwm_core.errors import OutputError, UsageError
@@ -83,7 +83,7 @@ def plan(
         format=to,
         dtype=source.config.quantized or number.name,
         tensors=len(tensors),
-        parameters=transformer.count_parameters(replace(source.config, quantized=None)),
+        parameters=weight_tree.count_parameters(replace(source.config, quantized=None)),
         bytes=sum(math.prod(shape) * np.dtype(number).itemsize for shape, number in tensors),
         image_bytes=4 * sum(map(math.prod, image.values())),
         assumed=source.assumed,
@@ -188,7 +188,7 @@ def logits(source: Source, ids: np.ndarray, rounded: np.dtype | None = None) -> 
     The weights are rounded to a number format first, or taken as they are stored.
     """
     tensors = read_stacked(source.weights, source.config, rounded)
-    params = transformer.nest(
+    params = weight_tree.nest(
         {
             name: jnp.asarray(tensor, None if tensor.dtype == np.int8 else jnp.float32)
             for name, tensor in tensors

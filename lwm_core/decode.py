@@ -26,8 +26,9 @@ from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel
 from lwm_core.sampling import Numbers, Sampling, draw_tokens, guide
 from lwm_core.tokens import FrameLayout, pad_left
-from lwm_core.transformer import Params, is_split, read, with_head_of
+from lwm_core.transformer import read, with_head_of
 from lwm_core.types import KVCache, Progress, Tokens
+from lwm_core.weight_tree import Params, is_split
 
 Modality = Literal["text", "vision"]
 

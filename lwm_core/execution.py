@@ -53,7 +53,7 @@ class Execution:
 
     @property
     def splits_layers(self) -> bool:
-        """Whether what only writes has layers with arrays of their own (`transformer.split`)."""
+        """Whether what only writes has layers with arrays of their own (`weight_tree.split`)."""
         return self.platform == "cpu"
 
     @property

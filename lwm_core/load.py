@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from lwm_core import backend, checkpoint, costs, transformer
+from lwm_core import backend, checkpoint, costs, weight_tree
 from lwm_core.attention import check_implementation
 from lwm_core.chat_templates import LWM, ChatStyle
 from lwm_core.config import ModelConfig, Quantization
@@ -47,7 +47,7 @@ class LoadedModel:
 
     name: str
     config: ModelConfig
-    params: transformer.Params
+    params: weight_tree.Params
     tokenizer: AnyTokenizer
     vqgan: VQGAN | None
     how: Execution
@@ -147,15 +147,15 @@ def load_model(
 
 def placed(
     tensors: Iterable[tuple[str, np.ndarray]], config: ModelConfig, how: Execution
-) -> transformer.Params:
+) -> weight_tree.Params:
     """The weights where the mesh has them, each put there as it comes; layers split on a CPU."""
-    cut = transformer.flatten(transformer.specs(config, how))
+    cut = weight_tree.flatten(weight_tree.specs(config, how))
     if not how.splits_layers:
-        return transformer.nest(
+        return weight_tree.nest(
             {name: put(weight, how.sharding(cut[name])) for name, weight in tensors}
         )
-    params: transformer.Params = {}
-    layers: list[transformer.Params] = [{} for _ in range(config.layers)]
+    params: weight_tree.Params = {}
+    layers: list[weight_tree.Params] = [{} for _ in range(config.layers)]
     for name, weight in tensors:
         if not name.startswith("layers."):
             params[name] = put(weight, how.sharding(cut[name]))
@@ -163,7 +163,7 @@ def placed(
         place = how.sharding(PartitionSpec(*cut[name][1:]))
         for layer, one in zip(layers, weight, strict=True):
             layer[name.removeprefix("layers.")] = put(one, place)
-            transformer.joined(layer, how)
+            weight_tree.joined(layer, how)
     return params | {"layers": layers}
 
 

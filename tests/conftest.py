@@ -63,7 +63,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Pat
     """A whole model directory of random weights: it sees and makes pictures of 8 x 8 codes."""
     import jax
 
-    from lwm_core import checkpoint, transformer, vqgan
+    from lwm_core import checkpoint, vqgan, weight_tree
     from lwm_core.config import ModelConfig, VQConfig
     from lwm_core.tokenizer import Tokenizer
     from lwm_core.weights import Held
@@ -77,7 +77,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Pat
         intermediate=48, layers=2, heads=4, kv_heads=2, head_dim=8, max_length=1024,
     )  # fmt: skip
     directory = tmp_path_factory.mktemp("models") / "tiny"
-    weights = transformer.to_numpy(transformer.init(config, jax.random.key(0)))
+    weights = weight_tree.to_numpy(weight_tree.init(config, jax.random.key(0)))
     checkpoint.write_model(
         directory,
         config,

@@ -15,7 +15,7 @@ from lwm_core.formats.lwm_jax import LwmJaxWeights
 from lwm_core.formats.streaming import StreamingFile
 from lwm_core.load import LoadedModel
 from lwm_core.parameters import parameters
-from lwm_core.transformer import JOINED, Params, nest
+from lwm_core.weight_tree import JOINED, Params, nest
 from lwm_core.weights import read_stacked
 
 

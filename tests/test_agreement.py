@@ -11,7 +11,7 @@ import pytest
 from recipes import TEXT, changed
 from test_distributed import together
 
-from lwm_core import checkpoint, transformer
+from lwm_core import checkpoint, weight_tree
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ClusterError
 from lwm_core.tokenizer import Tokenizer
@@ -100,7 +100,7 @@ def test_two_processes_that_differ(tmp_path: Path, reference: Path) -> None:
         text_vocab=512, hidden=16, intermediate=24, layers=1, heads=2, kv_heads=2, head_dim=8,
         max_length=256,
     )  # fmt: skip
-    fresh = transformer.to_numpy(transformer.init(config, jax.random.key(0)))
+    fresh = weight_tree.to_numpy(weight_tree.init(config, jax.random.key(0)))
     tokenizer = Tokenizer.load(reference / "tokenizer/tokenizer.model")
     checkpoint.write_model(tmp_path / "start", config, Held(fresh), tokenizer=tokenizer)
     for folder, words in ((".", "same"), ("0", "hill"), ("1", "lake")):

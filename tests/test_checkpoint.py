@@ -15,7 +15,7 @@ import pytest
 from originals import stored
 from safetensors.numpy import load_file
 
-from lwm_core import checkpoint, transformer
+from lwm_core import checkpoint, weight_tree
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError, FormatError, OutputError, UsageError
 from lwm_core.parameters import parameters
@@ -27,7 +27,7 @@ CONFIG = ModelConfig(
     text_vocab=30, vision_vocab=10, vision_codes=8, frame_codes=4, hidden=12, intermediate=20,
     layers=3, heads=2, kv_heads=1, head_dim=6, max_length=64, rope_theta=5e5,
 )  # fmt: skip
-TENSORS = transformer.to_numpy(transformer.init(CONFIG, jax.random.key(1)))
+TENSORS = weight_tree.to_numpy(weight_tree.init(CONFIG, jax.random.key(1)))
 WEIGHTS = Held(TENSORS)
 
 

@@ -17,7 +17,7 @@ from originals import load_lwm_jax, read_streaming, stacked, stored
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer as FastTokenizer
 
-from lwm_core import checkpoint, convert, registry, transformer, vqgan
+from lwm_core import checkpoint, convert, registry, vqgan, weight_tree
 from lwm_core.config import ModelConfig, OriginalSizes
 from lwm_core.errors import FormatError, LwmError, ModelNotFound, OutputError, UsageError
 from lwm_core.formats import lwm_jax_writer
@@ -421,7 +421,7 @@ def test_heads_by_the_shape(tmp_path: Path) -> None:
         text_vocab=40, hidden=256, intermediate=256, layers=2, heads=2, kv_heads=2, head_dim=128,
         max_length=2048,
     )  # fmt: skip
-    held = Held(transformer.to_numpy(transformer.init(config, jax.random.key(0))))
+    held = Held(weight_tree.to_numpy(weight_tree.init(config, jax.random.key(0))))
     write_streaming(tmp_path / "params", config, held, np.dtype(np.float32))
     found, _ = load_lwm_jax(tmp_path / "params", heads=None, max_length=2048)
     assert found == config

@@ -15,7 +15,7 @@ from originals import stacked, stored
 from PIL import Image
 from recipes import TEXT, changed
 
-from lwm_core import checkpoint, lora, transformer, vqgan
+from lwm_core import checkpoint, lora, vqgan, weight_tree
 from lwm_core.errors import ConfigError, FormatError, UsageError
 from lwm_core.execution import Execution
 from lwm_core.load import load_model
@@ -143,8 +143,8 @@ def test_adapters(recipe: dict[str, Any], tiny_model: Path, tmp_path: Path) -> N
     recipe |= {"lora": {"rank": 2, "matrices": ["wq", "w_down"]}}
     list(train(recipe, output=tmp_path / "run"))
     assert lora.is_adapter(tmp_path / "run/model")
-    base = transformer.flatten(stacked(load_model(str(tiny_model))))
-    made = transformer.flatten(stacked(load_model(str(tmp_path / "run/model"))))
+    base = weight_tree.flatten(stacked(load_model(str(tiny_model))))
+    made = weight_tree.flatten(stacked(load_model(str(tmp_path / "run/model"))))
     moved = {name for name, weight in base.items() if not np.array_equal(weight, made[name])}
     assert moved == {"layers.wq", "layers.w_down"}
     losses = [line["loss"] for line in metrics(tmp_path / "run")]

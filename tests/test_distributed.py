@@ -20,7 +20,7 @@ from originals import stacked
 from recipes import TEXT
 
 from lwm_cli.app import main
-from lwm_core import checkpoint, distributed, transformer
+from lwm_core import checkpoint, distributed, weight_tree
 from lwm_core.config import ModelConfig
 from lwm_core.decode import generate
 from lwm_core.errors import UsageError
@@ -64,7 +64,7 @@ def watched(array, **how):
     shapes.append(array.shape)
     return gather(array, **how)
 multihost_utils.process_allgather = watched
-weights = transformer.to_numpy(stacked(loaded))
+weights = weight_tree.to_numpy(stacked(loaded))
 assert max(map(len, shapes)) == 2, shapes  # a layer at a time
 np.savez(Path(output) / f"weights-{number}.npz", **weights)
 """
@@ -156,7 +156,7 @@ def test_two_processes_write_the_tokens_of_one(tmp_path: Path, tiny_model: Path)
         assert code == 0, errors
         assert json.loads((tmp_path / str(number)).read_text()) == alone
     first, other = (np.load(tmp_path / f"weights-{number}.npz") for number in (0, 1))
-    weights = transformer.to_numpy(stacked(loaded))
+    weights = weight_tree.to_numpy(stacked(loaded))
     assert set(first) == weights.keys()
     assert not set(other)  # which only helps
     for name, weight in weights.items():
@@ -195,7 +195,7 @@ def test_two_processes_train_as_one(tmp_path: Path, reference: Path) -> None:
         text_vocab=512, hidden=16, intermediate=24, layers=2, heads=2, kv_heads=2, head_dim=8,
         max_length=256,
     )  # fmt: skip
-    fresh = transformer.to_numpy(transformer.init(config, jax.random.key(0)))
+    fresh = weight_tree.to_numpy(weight_tree.init(config, jax.random.key(0)))
     tokenizer = Tokenizer.load(reference / "tokenizer/tokenizer.model")
     checkpoint.write_model(tmp_path / "start", config, Held(fresh), tokenizer=tokenizer)
     (tmp_path / "prose.txt").write_text("The house stood at the sea. " * 60)
@@ -219,7 +219,7 @@ def test_two_processes_train_as_one(tmp_path: Path, reference: Path) -> None:
         each.name for each in (tmp_path / "one").iterdir()
     }
     ours, theirs = (
-        transformer.flatten(stacked(load_model(str(tmp_path / name / "model"))))
+        weight_tree.flatten(stacked(load_model(str(tmp_path / name / "model"))))
         for name in ("two", "one")
     )
     assert ours.keys() == theirs.keys()

@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFWriter
 from gguf.quants import dequantize, quantize
 
-from lwm_core import transformer
+from lwm_core import transformer, weight_tree
 from lwm_core.config import ModelConfig
 from lwm_core.errors import FormatError, UsageError
 from lwm_core.execution import Execution
@@ -289,7 +289,7 @@ def test_logits_equal_hugging_face(tmp_path: Path, reference: Path) -> None:
     path = write(tmp_path / "hf.gguf", metadata_of(config), stored(config, weights))
     model = GGUFModel(path)
     assert model.config == config
-    params = transformer.nest({n: jnp.asarray(w) for n, w in read_stacked(model, model.config)})
+    params = weight_tree.nest({n: jnp.asarray(w) for n, w in read_stacked(model, model.config)})
     with np.load(reference / "hf/golden.npz") as golden:
         ids, expected = golden["input_ids"], golden["logits"]
     logits = transformer.forward(params, model.config, whole(ids), Execution(make_mesh()))
@@ -563,7 +563,7 @@ def test_a_published_model(smollm: GGUFModel) -> None:
 @pytest.mark.slow
 def test_a_published_model_says_what_everybody_knows(smollm: GGUFModel) -> None:
     tensors = read_stacked(smollm, smollm.config)
-    params = transformer.nest({name: jnp.asarray(w) for name, w in tensors})
+    params = weight_tree.nest({name: jnp.asarray(w) for name, w in tensors})
     ids = smollm.tokenizer.encode("The capital of France is")
     here = Execution(make_mesh())
     logits = transformer.forward(params, smollm.config, whole(np.array([ids])), here)

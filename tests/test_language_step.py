@@ -30,8 +30,9 @@ from lwm_core.train.language import (
     parted,
 )
 from lwm_core.train.optimizer import LanguageOptimizerConfig, make_optimizer
-from lwm_core.transformer import Params, flatten, hidden_states, init, logits_of
+from lwm_core.transformer import hidden_states, logits_of
 from lwm_core.types import Batch
+from lwm_core.weight_tree import Params, flatten, init
 
 TINY = ModelConfig(
     text_vocab=40, vision_vocab=24, vision_codes=16, hidden=16, intermediate=24, layers=2,

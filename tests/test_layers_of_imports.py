@@ -27,7 +27,7 @@ LAYERS = (
     {"plan", "attention", "memory"},
     {"presets"},
     {"layers", "parameters", "tokenizer", "tensor_files", "world", "media"},
-    {"tokenizer_json"},
+    {"tokenizer_json", "weight_tree"},
     {"vocabulary", "chat_templates"},
     {"tokens", "transformer", "vqgan", "sampling", "hub"},
     {"weights"},

@@ -28,21 +28,19 @@ from lwm_core.mesh import make_mesh
 from lwm_core.parameters import adapters, decoder, parameters
 from lwm_core.source import open_source, picture_size
 from lwm_core.train import read_recipe, sizes_of
-from lwm_core.transformer import (
+from lwm_core.transformer import forward, hidden_states, read
+from lwm_core.types import Tokens
+from lwm_core.weight_tree import (
     Params,
     draw,
     flatten,
-    forward,
-    hidden_states,
     init,
     nest,
-    read,
     shardings,
     specs,
     split,
     to_numpy,
 )
-from lwm_core.types import Tokens
 from lwm_core.weights import Held, read_stacked
 
 BASE = ModelConfig(

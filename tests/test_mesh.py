@@ -29,8 +29,9 @@ from lwm_core.plan import MARGIN, estimate
 from lwm_core.presets import plan_here
 from lwm_core.train.language import LanguageState, abstract_state, language_step, lay_out
 from lwm_core.train.optimizer import OptimizerConfig, make_optimizer
-from lwm_core.transformer import Params, flatten, forward, init, shardings
+from lwm_core.transformer import forward
 from lwm_core.types import Batch
+from lwm_core.weight_tree import Params, flatten, init, shardings
 
 TINY = ModelConfig(
     text_vocab=40, vision_vocab=24, vision_codes=16, hidden=32, intermediate=48, layers=2,

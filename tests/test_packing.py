@@ -30,8 +30,9 @@ from lwm_core.mesh import make_mesh
 from lwm_core.train import loss
 from lwm_core.train.language import language_loss
 from lwm_core.train.loss import token_losses
-from lwm_core.transformer import Params, forward, head_of, hidden_states, init
+from lwm_core.transformer import forward, head_of, hidden_states
 from lwm_core.types import Batch
+from lwm_core.weight_tree import Params, init
 
 TINY = ModelConfig(
     text_vocab=40, vision_vocab=24, vision_codes=16, hidden=16, intermediate=24, layers=2,

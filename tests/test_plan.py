@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm_core import costs, registry, transformer
+from lwm_core import costs, registry, weight_tree
 from lwm_core.axes import MeshSizes, factorisations, misfit
 from lwm_core.cache import empty_cache
 from lwm_core.config import REMATS, SIZES, LoraConfig, ModelConfig
@@ -49,7 +49,7 @@ TIED = dataclasses.replace(TINY, tie_embeddings=True, vision_vocab=0, text_vocab
 
 @pytest.mark.parametrize("config", [*SIZES.values(), TINY, TIED])
 def test_parameters_are_those_of_the_model(config: ModelConfig) -> None:
-    assert costs.count_parameters(config) == transformer.count_parameters(config)
+    assert costs.count_parameters(config) == weight_tree.count_parameters(config)
 
 
 @pytest.mark.parametrize("config", [LWM, TINY, TIED])
@@ -58,7 +58,7 @@ def test_parameters_of_one_device_are_those_of_its_shards(config: ModelConfig, s
     sizes = [int(part.partition("=")[2]) for part in spec.split(",")]
     mesh = make_mesh(spec, jax.devices()[: math.prod(sizes)])
     how = Execution(mesh, whole_weights=False)
-    places = transformer.flatten(transformer.shardings(config, how))
+    places = weight_tree.flatten(weight_tree.shardings(config, how))
     shards = (
         math.prod(places[name].shard_shape(parameter.shape))
         for name, parameter in parameters(config).items()
@@ -73,7 +73,7 @@ def test_what_adapters_hold(text: str) -> None:
     count = math.prod(int(axis[-1]) for axis in text.split(","))
     mesh = make_mesh(text, jax.devices()[:count])
     how = Execution(mesh, whole_weights=False)
-    places = transformer.flatten(transformer.shardings(config, how))
+    places = weight_tree.flatten(weight_tree.shardings(config, how))
     held = {
         name: math.prod(places[name].shard_shape(parameter.shape))
         for name, parameter in parameters(config).items()
@@ -107,7 +107,7 @@ def test_flops_by_hand() -> None:
 
 def test_flops_are_about_two_for_each_parameter_and_token() -> None:
     """Short rows; without the tables of ids, of which hardly anything is used."""
-    numbers = transformer.count_parameters(LWM) - 2 * LWM.vocab * LWM.hidden
+    numbers = weight_tree.count_parameters(LWM) - 2 * LWM.vocab * LWM.hidden
     counted = costs.flops(Work(LWM, "prefill", 128, 64))
     assert counted == pytest.approx(2 * numbers * 128 * 64, rel=0.02)
 
@@ -117,7 +117,7 @@ def test_weights_that_are_kept_are_gathered_once() -> None:
     mesh = MeshSizes(fsdp=8)
     none, *others = (costs.sent(Work(LWM, "train", 128, 8), mesh, r).bytes for r in REMATS)
     tables = 2 * LWM.vocab * LWM.hidden
-    gathered = 7 / 8 * 2 * (transformer.count_parameters(LWM) - tables)
+    gathered = 7 / 8 * 2 * (weight_tree.count_parameters(LWM) - tables)
     more = [(sent - none) / gathered for sent in others]
     assert more == pytest.approx([1, 1, 2], rel=0.01)
 
@@ -173,7 +173,7 @@ def test_memory_is_near_what_a_compiler_said(mesh: MeshSizes, peak: float) -> No
 
 def test_training_keeps_float32_state() -> None:
     memory = costs.memory(Work(TINY, "train", 64), MeshSizes())
-    numbers = transformer.count_parameters(TINY)
+    numbers = weight_tree.count_parameters(TINY)
     assert (memory.parameters, memory.optimizer) == (4 * numbers, 8 * numbers)
     assert memory.gradients == 4 * numbers
     assert memory.activations == 2 * 64 * 32 * 2  # two layers' inputs in bfloat16
@@ -214,7 +214,7 @@ def test_what_travels_the_ring_by_hand() -> None:
 def test_gradients_are_summed_over_copies() -> None:
     """Each of two copies sends the float32 gradients of half of the weights, and half the sums."""
     sent = costs.sent(Work(TINY, "train", 64, 2), MeshSizes(dp=2))
-    assert sent.bytes == pytest.approx(4 * transformer.count_parameters(TINY))
+    assert sent.bytes == pytest.approx(4 * weight_tree.count_parameters(TINY))
 
 
 def test_gathered_weights_by_hand() -> None:
@@ -281,7 +281,7 @@ def test_well_known_choices() -> None:
 def test_decoding_takes_as_long_as_reading_the_weights() -> None:
     """A short context on one H100 (3.35 TB/s): 7B in bfloat16, without the embeddings."""
     made = plan(Work(LWM, "decode", 256), parse_topology("h100"))
-    weights = 2 * (transformer.count_parameters(LWM) - LWM.vocab * LWM.hidden)
+    weights = 2 * (weight_tree.count_parameters(LWM) - LWM.vocab * LWM.hidden)
     assert made.bound == "memory"
     assert made.seconds == pytest.approx(weights / 3.35e12 / 0.7, rel=0.02)
 

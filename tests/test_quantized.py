@@ -15,7 +15,7 @@ import pytest
 from recipes import TEXT, changed
 from safetensors.numpy import load_file, save_file
 
-from lwm_core import convert, costs, four_bits, transformer
+from lwm_core import convert, costs, four_bits, transformer, weight_tree
 from lwm_core.axes import MeshSizes
 from lwm_core.config import ModelConfig
 from lwm_core.context import describe_context, open_context, save_context
@@ -66,7 +66,7 @@ def logits(config: ModelConfig, weights: dict, how: Execution | None = None) -> 
     ids = np.arange(48, dtype=np.int32).reshape(2, 24) * 11 % config.vocab
     positions = np.broadcast_to(np.arange(24, dtype=np.int32), ids.shape)
     tokens = Tokens(ids, positions, np.ones_like(ids))
-    params = jax.tree.map(jnp.asarray, transformer.nest(dict(weights)))
+    params = jax.tree.map(jnp.asarray, weight_tree.nest(dict(weights)))
     how = how or Execution(make_mesh("dp=1", jax.devices()[:1]))
     return np.asarray(transformer.forward(params, config, tokens, how))
 
@@ -189,10 +189,10 @@ def test_on_many_devices(rounded: Source, plain: dict[str, np.ndarray], mesh: st
     count = math.prod(int(axis[-1]) for axis in mesh.split(","))
     how = Execution(make_mesh(mesh, jax.devices()[:count]))
     weights = dict(read_stacked(rounded.weights, rounded.config))
-    params = transformer.nest(weights)
-    params = jax.tree.map(jax.device_put, params, transformer.shardings(rounded.config, how))
+    params = weight_tree.nest(weights)
+    params = jax.tree.map(jax.device_put, params, weight_tree.shardings(rounded.config, how))
     expected = logits(dataclasses.replace(rounded.config, quantized=None), plain)
-    found = logits(rounded.config, transformer.flatten(params), how)
+    found = logits(rounded.config, weight_tree.flatten(params), how)
     assert np.abs(found - expected).max() < 2e-4 * expected.std()
 
 
@@ -209,7 +209,7 @@ def test_written_token_by_token(
     written = np.concatenate(list(parts), axis=1)[0].tolist()
     ids = np.asarray([prompt + written], np.int32)
     tokens = Tokens(ids, np.arange(ids.size, dtype=np.int32)[None], np.ones_like(ids))
-    params = jax.tree.map(jnp.asarray, transformer.nest(plain))
+    params = jax.tree.map(jnp.asarray, weight_tree.nest(plain))
     config = dataclasses.replace(rounded.config, quantized=None)
     expected = transformer.forward(params, config, tokens, model.how)[0, :, : config.text_vocab]
     for place, token in enumerate(written, start=len(prompt) - 1):
@@ -309,7 +309,7 @@ def test_bytes_of_the_weights(rounded: Source, mesh: str) -> None:
     how = Execution(make_mesh(mesh, jax.devices()[: int(mesh[-1])]))
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(transformer.abstract_params(config, how))
+        for leaf in jax.tree.leaves(weight_tree.abstract_params(config, how))
     )
     work = Work(config, "decode", 64)
     counted = costs.memory(work, MeshSizes(**how.mesh.shape)).parameters

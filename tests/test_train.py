@@ -18,7 +18,7 @@ from clockwork import TICKING, Clockwork, wound_up
 from originals import stored
 from recipes import IMAGE, TEXT, changed
 
-from lwm_core import atomic, checkpoint, transformer, vqgan
+from lwm_core import atomic, checkpoint, vqgan, weight_tree
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError, FormatError, OutputError, TrainingError, UsageError
 from lwm_core.load import load_model
@@ -90,7 +90,7 @@ def test_codes_that_look_alike_begin_alike() -> None:
     assert embed[10:50].std() == pytest.approx(1 / 16, rel=0.1)
     untouched = np.r_[0:10, 50:52]
     np.testing.assert_array_equal(
-        embed[untouched], transformer.init(config, jax.random.key(3))["embed"][untouched]
+        embed[untouched], weight_tree.init(config, jax.random.key(3))["embed"][untouched]
     )
 
 

@@ -23,8 +23,8 @@ from lwm_core.mesh import make_mesh
 from lwm_core.train.language import LanguageState, language_loss, language_step
 from lwm_core.train.loss import balance, token_losses
 from lwm_core.train.optimizer import LanguageOptimizerConfig, make_optimizer, make_schedule
-from lwm_core.transformer import Params, flatten
 from lwm_core.types import Batch
+from lwm_core.weight_tree import Params, flatten
 from lwm_core.weights import read_stacked
 
 HERE = Execution(make_mesh(), whole_weights=False)

@@ -27,7 +27,7 @@ from clockwork import TICKING, Clockwork, wound_up
 from recipes import TEXT
 from test_distributed import together
 
-from lwm_core import checkpoint, transformer
+from lwm_core import checkpoint, weight_tree
 from lwm_core.config import ModelConfig
 from lwm_core.errors import (
     DoesNotFit,
@@ -88,7 +88,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> dict[st
         text_vocab=512, hidden=16, intermediate=24, layers=2, heads=2, kv_heads=2, head_dim=8,
         max_length=256,
     )  # fmt: skip
-    fresh = transformer.to_numpy(transformer.init(config, jax.random.key(0)))
+    fresh = weight_tree.to_numpy(weight_tree.init(config, jax.random.key(0)))
     tokenizer = Tokenizer.load(reference / "tokenizer/tokenizer.model")
     checkpoint.write_model(folder / "model", config, Held(fresh), tokenizer=tokenizer)
     (folder / "prose.txt").write_text("The house stood at the sea. " * 60)

@@ -19,18 +19,9 @@ from lwm_core.config import SIZES, LoraConfig, ModelConfig
 from lwm_core.execution import Execution
 from lwm_core.mesh import make_mesh
 from lwm_core.parameters import parameters
-from lwm_core.transformer import (
-    Params,
-    count_parameters,
-    flatten,
-    forward,
-    init,
-    nest,
-    read,
-    shardings,
-    split,
-)
+from lwm_core.transformer import forward, read
 from lwm_core.types import KVCache, Tokens
+from lwm_core.weight_tree import Params, count_parameters, flatten, init, nest, shardings, split
 
 TINY = ModelConfig(
     text_vocab=40, vision_vocab=24, vision_codes=16, hidden=24, intermediate=40, layers=2,

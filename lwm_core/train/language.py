@@ -15,7 +15,7 @@ from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lwm_core import transformer
+from lwm_core import weight_tree
 from lwm_core.collectives import DATA_AXES, sum_over
 from lwm_core.config import ModelConfig
 from lwm_core.errors import ConfigError
@@ -23,8 +23,9 @@ from lwm_core.execution import Execution
 from lwm_core.ring import zigzag
 from lwm_core.train.loss import balance, weighted_loss
 from lwm_core.train.optimizer import EVERYTHING, LanguageOptimizerConfig
-from lwm_core.transformer import Params, flatten, head_of, hidden_states, nest, shardings, specs
+from lwm_core.transformer import head_of, hidden_states
 from lwm_core.types import Batch
+from lwm_core.weight_tree import Params, flatten, nest, shardings, specs
 
 Metrics = dict[str, jax.Array]
 """Float32 scalars by name."""
@@ -48,7 +49,7 @@ def fresh_params(config: ModelConfig, seed: int, codebook: np.ndarray | None = N
     other at first: half of the variance of their embeddings is a random projection of it, so what
     is learned of one code holds for those that look alike.
     """
-    params = transformer.init(config, jax.random.key(seed))
+    params = weight_tree.init(config, jax.random.key(seed))
     if codebook is None:
         return params
     spread = params["embed"].std()

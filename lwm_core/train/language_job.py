@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from lwm_core import checkpoint, lora, transformer
+from lwm_core import checkpoint, lora, weight_tree
 from lwm_core.config import ModelConfig
 from lwm_core.costs import Work
 from lwm_core.distributed import on_first, put
@@ -43,8 +43,8 @@ from lwm_core.train.recipe import LanguageRecipe
 from lwm_core.train.samples import write_samples
 from lwm_core.train.shard import shard_of
 from lwm_core.train.start import start_of
-from lwm_core.transformer import Params
 from lwm_core.types import Batch
+from lwm_core.weight_tree import Params
 from lwm_core.weights import Held
 
 ADAPTERS = ("*_a", "*_b")
@@ -122,7 +122,7 @@ class LanguageJob:
 
     def export(self, state: LanguageState, directory: Path) -> None:
         exported = state.params if self.recipe.lora else self._whole(state)
-        weights = Held(transformer.to_numpy(exported))
+        weights = Held(weight_tree.to_numpy(exported))
         if self.recipe.lora:
             base = self._base()
             write = partial(lora.write_adapter, directory, self.config, weights, base=base)
@@ -190,7 +190,7 @@ class LanguageJob:
         return LoadedModel(
             name="samples",
             config=self.config,
-            params=transformer.split(whole, self._how) if self._how.splits_layers else whole,
+            params=weight_tree.split(whole, self._how) if self._how.splits_layers else whole,
             tokenizer=self.start.tokenizer,
             vqgan=self.start.image,
             how=self._how,

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lwm_core import transformer, vqgan, world
+from lwm_core import vqgan, weight_tree, world
 from lwm_core.config import END_MARKERS, ModelConfig
 from lwm_core.data.prose import read_prose
 from lwm_core.distributed import on_first, put
@@ -27,8 +27,8 @@ from lwm_core.tokens import SYSTEM, FrameLayout
 from lwm_core.train.language import fresh_params
 from lwm_core.train.recipe import LanguageRecipe, TransformerSize
 from lwm_core.train.sources import spelled_in
-from lwm_core.transformer import Params
 from lwm_core.vocabulary import AnyTokenizer
+from lwm_core.weight_tree import Params
 from lwm_core.weights import read_stacked
 
 PICTURED = ("see", "make", "move")
@@ -56,20 +56,20 @@ class Start:
 
         `config` is that of the model, or the same with adapters.
         """
-        wanted = transformer.flatten(shapes)
+        wanted = weight_tree.flatten(shapes)
         if self.source is None:
             codebook = np.asarray(self.image.codebook[...]) if self.image else None
 
             def fresh() -> dict[str, jax.Array]:
-                drawn = transformer.flatten(fresh_params(config, seed, codebook))
+                drawn = weight_tree.flatten(fresh_params(config, seed, codebook))
                 return {name: drawn[name].astype(one.dtype) for name, one in wanted.items()}
 
             places = {name: one.sharding for name, one in wanted.items()}
-            return transformer.nest(jax.jit(fresh, out_shardings=places)())
-        factors = transformer.draw(adapters(config), jax.random.key(seed))
-        flat = transformer.flatten(factors).items()
+            return weight_tree.nest(jax.jit(fresh, out_shardings=places)())
+        factors = weight_tree.draw(adapters(config), jax.random.key(seed))
+        flat = weight_tree.flatten(factors).items()
         drawn = ((name, weight) for name, weight in flat if name in wanted)
-        return transformer.nest(
+        return weight_tree.nest(
             {
                 name: put(np.asarray(weight, wanted[name].dtype), wanted[name].sharding)
                 for name, weight in chain(self._read(self.source, seed, wanted), drawn)

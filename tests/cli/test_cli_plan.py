@@ -13,7 +13,7 @@ import pytest
 
 from lwm_cli import app, failures
 from lwm_cli.plan import _gib, _scaled, _time
-from lwm_core import transformer
+from lwm_core import weight_tree
 from lwm_core.config import SIZES, ModelConfig
 
 if TYPE_CHECKING:
@@ -85,12 +85,12 @@ def test_models_by_size_card_and_directory(
     """A directory needs no weights: `config.json` says all."""
     small = ModelConfig(500, 64, 128, 3, 8, 4, 8, 2048)
     (tmp_path / "config.json").write_text(json.dumps(small.to_json()))
-    vision = transformer.count_parameters(SIZES["7b"]) + 2 * 8448 * 4096
+    vision = weight_tree.count_parameters(SIZES["7b"]) + 2 * 8448 * 4096
     for name, numbers, context in [
-        ("13b", transformer.count_parameters(SIZES["13b"]), 2048),
+        ("13b", weight_tree.count_parameters(SIZES["13b"]), 2048),
         ("LargeWorldModel/LWM-Chat-32K-Jax", vision, 32768),
         ("nano", 6_393_600, 4096),
-        (str(tmp_path), transformer.count_parameters(small), 2048),
+        (str(tmp_path), weight_tree.count_parameters(small), 2048),
     ]:
         found = facts(capsys, "-m", name, "--on", "v5p-128", "--job", "decode")
         assert (found["parameters"], found["context"]) == (numbers, context)
@@ -98,7 +98,7 @@ def test_models_by_size_card_and_directory(
 
 def test_a_model_that_must_be_opened(capsys: pytest.CaptureFixture[str], smollm: GGUFModel) -> None:
     found = facts(capsys, "-m", "smollm2", "--on", "l4")
-    assert found["parameters"] == transformer.count_parameters(smollm.config)
+    assert found["parameters"] == weight_tree.count_parameters(smollm.config)
     assert found["context"] == smollm.config.max_length
 
 
