@@ -84,7 +84,7 @@ class Ours:
 
     def __init__(self, numbers: str, model: str):
         rounded = numbers if numbers in get_args(Quantization) else None
-        dtype = "float32" if rounded else numbers
+        dtype = None if rounded else numbers
         self.model = load_model(model, dtype=dtype, quantize=rounded)  # type: ignore[arg-type]
 
     def time(self, job: Job) -> Timing:

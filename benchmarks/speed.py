@@ -14,12 +14,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lwm_cli.heap import start_with_heap
 from lwm_core import backend, bench, transformer, weight_tree
 from lwm_core.bench import Figure, Lengths, Machine
+from lwm_core.checkpoint import numpy_dtype
 from lwm_core.config import ModelConfig
+from lwm_core.costs import usual_dtype
 from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel, placed
 from lwm_core.mesh import device_line, make_mesh
@@ -82,7 +83,7 @@ def random_model(config: ModelConfig, numbers: str) -> LoadedModel:
     if is_rounded:
         config = replace(config, quantized="int8")
         weights = rounded(weights, config)
-    dtype = np.dtype("float32" if is_rounded else numbers)
+    dtype = numpy_dtype(usual_dtype(config, jax.default_backend()) if is_rounded else numbers)
     how = Execution(make_mesh(), jnp.dtype(dtype))
     return LoadedModel(
         name="random",

@@ -19,9 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lwm_core import backend
 from lwm_core.media import write_video
-from lwm_core.mesh import device_line, make_mesh
 
 FRAMES = 8
 
@@ -45,9 +43,9 @@ def time_commands(model: str, repeats: int) -> Iterator[Command]:
             "see": [str(clip), "what happens?"],
             "film": ["fireworks over a city", "--frames", str(FRAMES), "-o", str(film), "--force"],
         }
-        environment = {**os.environ, "LWM_HOME": str(Path(scratch) / "home")}
-        environment.pop("JAX_COMPILATION_CACHE_DIR", None)
         for name, words in commands.items():
+            environment = {**os.environ, "LWM_HOME": str(Path(scratch) / name)}
+            environment.pop("JAX_COMPILATION_CACHE_DIR", None)
             for run in ["cold", *["warm"] * repeats]:
                 yield time_command(name, run, [name, *words, "-m", model], environment)
 
@@ -82,7 +80,7 @@ def show(runs: Iterator[Command]) -> list[Command]:
     print(f"{'':<12}{'':<8}{'first words, s':>16}{'whole, s':>10}")
     shown = []
     for one in runs:
-        first = f"{one.first_words:.2f}" if one.first_words else ""
+        first = f"{one.first_words:.2f}" if one.first_words is not None else ""
         print(f"{'lwm ' + one.name:<12}{one.run:<8}{first:>16}{one.whole:>10.2f}", flush=True)
         shown.append(one)
     return shown
@@ -92,15 +90,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.startup", description=__doc__)
     parser.add_argument("--model", default="nano", help="default: nano")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="warm runs of each")
-    parser.add_argument("--smoke", action="store_true", help="one each: only see that it runs")
+    parser.add_argument("--smoke", action="store_true", help="one of each: only see that it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser.parse_args()
 
 
 def main() -> None:
     options = arguments()
-    backend.prepare()
-    print(device_line(make_mesh()))
     runs = show(time_commands(options.model, 1 if options.smoke else options.repeats))
     if options.json:
         content = {"commands": [asdict(one) for one in runs]}

@@ -14,7 +14,7 @@ from lwm_cli import loading, options
 from lwm_cli.ui import Screen, print_table
 from lwm_core import registry
 from lwm_core.config import SIZES, ModelConfig
-from lwm_core.costs import Job, Work, count_parameters, usual_cache
+from lwm_core.costs import Job, Work, count_parameters, usual_cache, usual_dtype
 from lwm_core.errors import DoesNotFit, UsageError
 from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
 from lwm_core.plan import Plan, longest_context, room, smallest_slice
@@ -73,12 +73,12 @@ def run(
     """
     config = _config(model)
     topology = _topology(on)
-    chosen = dtype or ("float32" if topology.chip.platform == "cpu" else "bfloat16")
     if quantize and config.quantized not in (None, quantize):
         raise UsageError(f"{model} is in {config.quantized}: leave out --quantize")
     config = dataclasses.replace(config, quantized=quantize or config.quantized)
     if config.quantized and job == "train":
         raise UsageError("quantized weights don't learn: give --job prefill or --job decode")
+    chosen = dtype or usual_dtype(config, topology.chip.platform)
     keys = cache or usual_cache(config, chosen)
     work = Work(config, job, context or config.max_length, batch, chosen, keys)
     made = plan_for(mesh, work, topology)

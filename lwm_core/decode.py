@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -106,9 +106,9 @@ def _decode(
     layout = FrameLayout.of(config)
     rows = state.done.shape[0]
     guided = state.logits.shape[0] == 2 * rows
-    of_model, read_ids = (params, config), cast(slice | None, allowed)
-    if how.splits_layers and how.mesh.shape["tp"] == 1:
-        of_model, read_ids = with_head_of(allowed, params, config), None
+    of_model, read_ids = (params, config), allowed
+    if how.platform == "cpu" and how.mesh.shape["tp"] == 1:
+        of_model, read_ids = with_head_of(allowed, params, config), slice(None)
 
     def goes_on(carry: tuple) -> jax.Array:
         step, state, _ = carry

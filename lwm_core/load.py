@@ -93,10 +93,10 @@ def load_model(
     """Load a model by name or path, tensor by tensor, each to its place on the mesh.
 
     `dtype` is that of computation and of the weights in memory: float32 or bfloat16; by default
-    bfloat16 on an accelerator and float32 on a CPU. With `quantize` the weights of matrices are
-    rounded to that. `cache` is that of keys and values: float32, bfloat16 or int8; by default int8
-    where the weights are rounded, and otherwise as `dtype`. It is to hold `context` tokens, by
-    default as many as it was made for. With `sees` it must be one that sees.
+    float32 on a CPU and bfloat16 elsewhere, or where weights are rounded. With `quantize` those of
+    matrices are rounded to that. `cache` is that of keys and values: float32, bfloat16 or int8; by
+    default int8 where the weights are rounded, and otherwise as `dtype`. It is to hold `context`
+    tokens, by default as many as it was made for. With `sees` it must be one that sees.
     Raises ModelNotFound, FormatError, ConfigError, TextOnly, UsageError for an unknown way of
     attention, and DoesNotFit when memory can't hold such a context.
     """
@@ -108,7 +108,7 @@ def load_model(
     if sees and source.image is None:
         raise TextOnly(name)
     _check_fit(name, source)
-    chosen = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    chosen = dtype or costs.usual_dtype(source.config, jax.default_backend())
     numpy_dtype = checkpoint.numpy_dtype(chosen)
     cache = cache or costs.usual_cache(source.config, cast(Dtype, chosen))
     work = Work(

@@ -58,14 +58,13 @@ def read(
     tokens: Tokens,
     cache: KVCache,
     how: Execution,
-    ids: slice | None = slice(None),
+    ids: slice = slice(None),
 ) -> tuple[jax.Array, KVCache]:
     """Logits after the last of `tokens` `[B, T]` and the cache with them in it.
 
-    The logits, float32 `[B, n]`, are those of the ids in a range, or of all that the head has
-    (None). The tokens see each other and what is in the cache, which is split where the weights
-    are. The devices of `sp` share the tokens if there are more than one; they must divide them
-    then, and those that the cache holds already.
+    The logits, float32 `[B, n]`, are those of the ids in a range. The tokens see each other and
+    what is in the cache, which is split where the weights are. The devices of `sp` share the tokens
+    if there are more than one; they must divide them then, and those that the cache holds already.
     """
     rows, length = tokens.ids.shape
     shared = length > 1
@@ -119,23 +118,18 @@ def logits_of(
     config: ModelConfig,
     hidden: jax.Array,
     how: Execution,
-    ids: slice | None = slice(None),
+    ids: slice = slice(None),
 ) -> jax.Array:
-    """Logits of the ids in a static range, float32 `[..., n]`; text and vision are such ranges.
-
-    A head that `with_head_of` made has no others (None).
-    """
+    """Logits of the ids in a static range, float32 `[..., n]`; text and vision are such ranges."""
     head = head_of(params, config, how)
-    if ids is None:
-        return product(hidden, head)
-    if len(jax.tree.leaves(head)[0]) == config.vocab:
+    if how.mesh.shape["tp"] == 1 or len(jax.tree.leaves(head)[0]) == config.vocab:
         return product(hidden, jax.tree.map(itemgetter(ids), head))
     logits = lax.all_gather(product(hidden, head), "tp", axis=hidden.ndim - 1, tiled=True)
     return logits[..., ids]
 
 
 def with_head_of(ids: slice, params: Params, config: ModelConfig) -> tuple[Params, ModelConfig]:
-    """A model whose head, on one device, is of the ids in a range: it has these rows apart.
+    """A model whose head has only the rows of the ids in a range; no `tp` may share it out.
 
     XLA's CPU backend would take them out of the table anew for every token of a loop.
     """

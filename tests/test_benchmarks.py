@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +44,11 @@ def long(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def vision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return benchmark("vision", monkeypatch)
+
+
+@pytest.fixture
+def startup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return benchmark("startup", monkeypatch)
 
 
 @pytest.fixture
@@ -270,24 +276,29 @@ def test_a_plot_has_its_points_where_they_are(long: ModuleType) -> None:
     np.testing.assert_allclose(zero, [520 - 70, 90], atol=1)
 
 
-def test_the_table_sets_each_figure_beside_its_peer(table: ModuleType) -> None:
-    def row(name: str, numbers: str, *speeds: float) -> dict:
-        share = 0.5 if name == "lwm" else None
-        return dict(name=name, numbers=numbers, job="decode after 512", speeds=speeds, share=share)
-
-    def command(name: str, run: str, first_words: float | None, whole: float) -> dict:
-        return dict(name=name, run=run, first_words=first_words, whole=whole)
-
+def test_the_table_sets_each_figure_beside_its_peer(
+    table: ModuleType, peers: ModuleType, startup: ModuleType
+) -> None:
+    speeds = {
+        ("lwm", "int8"): [80, 90],
+        ("lwm", "float32"): [30, 28],
+        ("lwm", "bfloat16"): [900, 1000],
+        ("transformers", "float32"): [15, 12],
+        ("llama.cpp", "Q4_1"): [45, 60],
+    }
+    rows = [
+        peers.Row(name, numbers, job.name, some, 0.5 if name == "lwm" and job.written else None)
+        for job in peers.JOBS
+        for (name, numbers), some in speeds.items()
+    ]
+    commands = [
+        startup.Command("see", "cold", 1.0, 1.5),
+        startup.Command("see", "warm", 2.5, 2.6),
+        startup.Command("see", "warm", 2.0, 2.9),
+        startup.Command("film", "warm", None, 3.3),
+    ]
     figures = {
-        "peers": {
-            "rows": [
-                row("lwm", "int8", 80, 90),
-                row("lwm", "float32", 30, 28),
-                row("transformers", "float32", 15, 12),
-                row("transformers", "bfloat16", 1, 1),
-                row("llama.cpp", "Q4_1", 45, 60),
-            ]
-        },
+        "peers": {"rows": [asdict(row) for row in rows]},
         "speed": {"figures": [{"job": "train", "numbers": "float32", "speed": 512, "ratio": 2}]},
         "training": {"tokens a second": {"bfloat16": 4500.4}},
         "vision": {
@@ -297,20 +308,19 @@ def test_the_table_sets_each_figure_beside_its_peer(table: ModuleType) -> None:
             "decode, plain": 0.5,
             "film": 1.96,
         },
-        "startup": {
-            "commands": [
-                command("see", "cold", 1.0, 1.5),
-                command("see", "warm", 2.5, 2.6),
-                command("see", "warm", 2.0, 2.9),
-                command("film", "warm", None, 3.3),
-            ]
-        },
+        "startup": {"commands": [asdict(command) for command in commands]},
     }
-    assert [row.markdown() for row in table.all_rows(figures)] == [
-        "| SmolLM2-135M, decode after 512, int8 (50% of memory) | 90 tok/s | llama.cpp Q4_1: 60 "
-        "| 1.50 × |",
+    found = [row.markdown() for row in table.all_rows(figures)]
+    assert found[0] == (
+        "| SmolLM2-135M, decode after 512, int8 (50% of memory) | 90 tok/s "
+        "| llama.cpp Q4_1: 60 | 1.50 × |"
+    )
+    assert found[2] == (
         "| SmolLM2-135M, decode after 512, float32 (50% of memory) | 30 tok/s "
-        "| transformers float32: 15 | 2.00 × |",
+        "| transformers float32: 15 | 2.00 × |"
+    )
+    assert found[4:] == [
+        "| SmolLM2-135M, prefill 2048, bfloat16 | 1000 tok/s | llama.cpp Q4_1: 60 | 16.67 × |",
         "| 58M parameters, train, float32 | 512 tok/s | the original, float32: 256 | 2.00 × |",
         "| nano, training, bfloat16 | 4500 tok/s | | |",
         "| image tokenizer, 256×256, encode | 0.9 frames/s | written plainly: 0.6 | 1.50 × |",

@@ -369,8 +369,9 @@ def test_bfloat16_is_about_the_same(
     assert generate(half, [[1, 40]], max_tokens=8, stops=False).shape == (1, 8)
 
 
-def test_a_mesh_of_many_writes_the_same(tiny: LoadedModel, tiny_model: Path) -> None:
-    spread = load_model(str(tiny_model), mesh="fsdp=2,tp=2,dp=2")
+@pytest.mark.parametrize("mesh", ["fsdp=2,tp=2,dp=2", "fsdp=2,sp=2,dp=2"])
+def test_a_mesh_of_many_writes_the_same(tiny: LoadedModel, tiny_model: Path, mesh: str) -> None:
+    spread = load_model(str(tiny_model), mesh=mesh)
     assert spread.device == f"{tiny.device} as 8 devices"
     prompts = [[1, 40, 41], [1, 300]]
     ours = generate(spread, prompts, max_tokens=16, stops=False)

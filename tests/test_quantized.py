@@ -201,7 +201,7 @@ def test_written_token_by_token(
     tiny_model: Path, rounded: Source, plain: dict[str, np.ndarray], cache: str | None
 ) -> None:
     """What is likeliest after all that was written, as one pass over the plain weights has it."""
-    model = load_model(str(tiny_model), mesh="dp=8", quantize="int8", cache=cache)
+    model = load_model(str(tiny_model), mesh="dp=8", dtype="float32", quantize="int8", cache=cache)
     assert isinstance(model.params["layers"], list)
     prompt = [5, 17, 400, 33]
     greedy = Sampling(temperature=0)

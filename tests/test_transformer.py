@@ -19,7 +19,7 @@ from lwm_core.config import SIZES, LoraConfig, ModelConfig
 from lwm_core.execution import Execution
 from lwm_core.mesh import make_mesh
 from lwm_core.parameters import parameters
-from lwm_core.transformer import forward, read
+from lwm_core.transformer import forward, read, with_head_of
 from lwm_core.types import KVCache, Tokens
 from lwm_core.weight_tree import Params, count_parameters, flatten, init, nest, shardings, split
 
@@ -382,3 +382,15 @@ def test_layers_that_are_split_compute_the_same(mesh: str, lora: LoraConfig | No
     np.testing.assert_allclose(
         forward(layers, config, tokens, how), whole, atol=2e-5 * np.std(whole)
     )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("ids", [slice(0, 40), slice(40, 64)])
+def test_a_head_of_some_ids_has_their_logits(ids: slice, tied: bool) -> None:
+    config = dataclasses.replace(TINY, tie_embeddings=tied)
+    params, given = spread_out(config), tokens(np.arange(10, 17)[None])
+    cache = empty_cache(config, 1, 8, jnp.float32)
+    expected, _ = read(params, config, given, cache, HERE, ids)
+    found, _ = read(*with_head_of(ids, params, config), given, cache, HERE)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert expected.shape == (1, ids.stop - ids.start)
