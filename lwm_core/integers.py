@@ -14,7 +14,6 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from lwm_core.quantize import LARGEST
@@ -33,10 +32,7 @@ MOST_ROWS = 8
 """For more rows the numbers are made plain, once for all of them."""
 LARGEST_SUM = 2**31 - 1
 """The largest sum."""
-BASE = 256
-LARGEST_OF_DIGITS = LARGEST * BASE
-"""The largest number of two digits of 8 bits."""
-RUN = 1024
+GROUP = 32
 """So many slots, or fewer, have a scale: a large weight takes no digits of those far from it."""
 TINY = 1e-30
 """No row has a smaller largest number: rows of zeros have a scale too."""
@@ -71,22 +67,16 @@ def scores(q: jax.Array, keys: Quantized) -> jax.Array:
 def weighted(weights: jax.Array, values: Quantized) -> jax.Array:
     """Sums of values `[B, K, S, H]` by weights `[B, K, R, S]`: float32 `[B, K, R, H]`.
 
-    A weight, with its value's scale in it, is two digits: products of 8 bits are fast in any order.
-    Each run of slots is summed by itself.
+    The slots of a group are summed in integers, by weights with the values' scales in them; the
+    groups in float32.
     """
     *outer, rows, slots = weights.shape
-    runs = next(n for n in range(1, slots + 1) if slots % n == 0 and slots <= n * RUN)
-    cut = (weights * values.scales[:, :, None]).reshape(*outer, rows, runs, -1).swapaxes(2, 3)
-    whole, scales = _in_integers(cut, LARGEST_OF_DIGITS)
-    high = jnp.floor((whole + 128) / BASE)  # so that the rest is from -128 to 127
-    digits = jnp.concatenate([high, whole - BASE * high], axis=3).astype(jnp.int8)
-    sums = lax.dot_general(
-        digits,
-        values.values.reshape(*outer, runs, slots // runs, -1),
-        (((4,), (3,)), ((0, 1, 2), (0, 1, 2))),
-        preferred_element_type=jnp.int32,
-    ).astype(jnp.float32)
-    return ((BASE * sums[..., :rows, :] + sums[..., rows:, :]) * scales).sum(axis=2)
+    group = next(size for size in range(GROUP, 0, -1) if slots % size == 0)
+    cut = (weights * values.scales[:, :, None]).reshape(*outer, rows, -1, group)
+    whole, scales = _in_integers(cut, _largest_of(group))
+    in_groups = values.values.reshape(*outer, -1, group, values.values.shape[-1])
+    sums = _sums_over_groups(in_groups, whole.astype(jnp.int16)).astype(jnp.float32)
+    return jnp.einsum("bkrn,bkrnh->bkrh", scales[..., 0], sums)
 
 
 def _largest_of(terms: int) -> int:
@@ -111,3 +101,15 @@ def _sums_over_inputs(weight: jax.Array, rows: jax.Array) -> jax.Array:
 def _sums_over_heads(keys: jax.Array, q: jax.Array) -> jax.Array:
     """int8 `[B, K, S, H]`, int16 `[B, K, R, H]`: int32 `[B, K, R, S]`."""
     return (keys[:, :, None].astype(jnp.int32) * q[:, :, :, None].astype(jnp.int32)).sum(axis=-1)
+
+
+@alone
+def _sums_over_groups(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """int8 `[B, K, N, G, H]`, int16 `[B, K, R, N, G]`: int32 `[B, K, R, N, H]`.
+
+    Written out, so that XLA's CPU backend goes along H, as the values lie.
+    """
+    return sum(
+        values[:, :, None, :, slot].astype(jnp.int32) * weights[..., slot, None].astype(jnp.int32)
+        for slot in range(values.shape[3])
+    )  # type: ignore[return-value]

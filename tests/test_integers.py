@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lwm_core import integers
-from lwm_core.integers import COMPILER_OPTIONS, MOST_ROWS, RUN
+from lwm_core.integers import COMPILER_OPTIONS, MOST_ROWS
 from lwm_core.kernels import dense
 from lwm_core.quantize import plain, quantize
 from lwm_core.types import Places, Quantized
@@ -53,17 +53,17 @@ def test_scores(rows: int) -> None:
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
-@pytest.mark.parametrize("slots", [40, 96 * RUN])
+@pytest.mark.parametrize("slots", [40, 41, 3072, 98304])
 def test_weighted(slots: int) -> None:
     weights, values = RNG.dirichlet(np.ones(slots), (1, 2, 3)), rounded(1, 2, slots, 4)
     expected = np.einsum("bkrs,bksh->bkrh", weights, np.asarray(plain(values, jnp.float32)))
     found = jax.jit(integers.weighted)(jnp.asarray(weights, jnp.float32), values)
-    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max() + 1e-5)
+    np.testing.assert_allclose(found, expected, atol=5e-5 * np.abs(expected).max() + 1e-5)
 
 
 def test_a_large_weight_leaves_the_small_ones_what_they_are() -> None:
     """Half of all attention goes to one slot, as to the first of a text, half to all others."""
-    slots = 96 * RUN
+    slots = 98304
     weights = np.full((1, 1, 1, slots), 0.5 / slots, np.float32)
     weights[..., 0] = 0.5
     values = Quantized(np.full((1, 1, slots, 1), 127, np.int8), np.ones((1, 1, slots), np.float32))
