@@ -57,7 +57,7 @@ written = [
 (Path(output) / number).write_text(json.dumps(written))
 import numpy as np
 from jax.experimental import multihost_utils
-from lwm_core import transformer
+from lwm_core import weight_tree
 from originals import stacked
 shapes, gather = [], multihost_utils.process_allgather
 def watched(array, **how):
