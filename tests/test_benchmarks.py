@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import long, peers, quality, ring, startup, table, vision
 from lwm_core import bench, vqgan
 from lwm_core.kernels import dense
 from lwm_core.media import read_media
@@ -21,49 +20,7 @@ from lwm_core.tokenizer import Tokenizer
 LENGTH = 2048
 
 
-@pytest.fixture
-def ring(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark("ring", monkeypatch)
-
-
-@pytest.fixture
-def peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark("peers", monkeypatch)
-
-
-@pytest.fixture
-def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark("quality", monkeypatch)
-
-
-@pytest.fixture
-def long(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark("long", monkeypatch)
-
-
-@pytest.fixture
-def vision(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark("vision", monkeypatch)
-
-
-@pytest.fixture
-def startup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark("startup", monkeypatch)
-
-
-@pytest.fixture
-def table(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return benchmark("table", monkeypatch)
-
-
-def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    return importlib.import_module(f"benchmarks.{name}")
-
-
-def test_a_prompt_is_read_beyond_what_the_model_knows(
-    long: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_is_read_beyond_what_the_model_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks, each with its time; the cache is that of two numbers a layer and component."""
     reading = long.read(5000)
     assert len(reading.seconds) == 3
@@ -72,7 +29,7 @@ def test_a_prompt_is_read_beyond_what_the_model_knows(
 
 
 @pytest.mark.parametrize("order", ["one device", "zigzag", "plain"])
-def test_all_that_is_timed_is_attention(ring: ModuleType, order: str) -> None:
+def test_all_that_is_timed_is_attention(order: str) -> None:
     """Values and gradients of the devices together are those of dense attention."""
     tokens = ring.random_tokens(LENGTH)
     parts = ring.shared_out(tokens)[order]
@@ -89,7 +46,7 @@ def test_all_that_is_timed_is_attention(ring: ModuleType, order: str) -> None:
     assert (seconds > 0).all()
 
 
-def test_zigzag_shares_the_pairs_out_evenly(ring: ModuleType) -> None:
+def test_zigzag_shares_the_pairs_out_evenly() -> None:
     """Causal, 16 blocks a side: the pairs are a triangle; plain order is nearly twice uneven."""
     shares = ring.shared_out(ring.random_tokens(LENGTH))
     zigzag, plain = (ring.block_pairs(shares[order]) for order in ("zigzag", "plain"))
@@ -98,7 +55,7 @@ def test_zigzag_shares_the_pairs_out_evenly(ring: ModuleType) -> None:
     assert ring.busiest(plain) == pytest.approx(15.5 / 8.5)
 
 
-def test_the_plain_image_tokenizer_is_the_same(vision: ModuleType) -> None:
+def test_the_plain_image_tokenizer_is_the_same() -> None:
     """Codes and pixels beside which ours are timed; of random weights none is zero."""
     config, random = vision.TINY, np.random.default_rng(0)
     tensors = {
@@ -113,7 +70,7 @@ def test_the_plain_image_tokenizer_is_the_same(vision: ModuleType) -> None:
     np.testing.assert_allclose(vqgan.decode(model, codes), drawn, atol=1e-4)
 
 
-def test_the_film_that_is_timed_can_be_sought_in(vision: ModuleType, tmp_path: Path) -> None:
+def test_the_film_that_is_timed_can_be_sought_in(tmp_path: Path) -> None:
     """It repeats its beginning, and is as long as was asked."""
     vision.render(tmp_path / "film.mp4", 4, part=2)
     clip = read_media(tmp_path / "film.mp4", frames=3)
@@ -121,7 +78,7 @@ def test_the_film_that_is_timed_can_be_sought_in(vision: ModuleType, tmp_path: P
     np.testing.assert_array_equal(clip.frames[1], clip.frames[2])
 
 
-def test_a_line_through_the_times_of_chunks(long: ModuleType) -> None:
+def test_a_line_through_the_times_of_chunks() -> None:
     """The first chunk compiles and is no point of it; a slow one shows."""
     middles = (np.arange(16) + 0.5) * 512
     seconds = 512 * (2e-4 + 3e-8 * middles)
@@ -134,14 +91,14 @@ def test_a_line_through_the_times_of_chunks(long: ModuleType) -> None:
     assert long.Line.through(reading.positions, reading.per_token).worst > 1.5
 
 
-def test_a_line_says_how_much_it_explains(long: ModuleType) -> None:
+def test_a_line_says_how_much_it_explains() -> None:
     """R² of a straight line is the square of the correlation."""
     x = np.arange(20.0)
     y = 3 + 2 * x + np.random.default_rng(0).normal(0, 5, 20)
     assert long.Line.through(x, y).r2 == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
 
 
-def test_lines_of_cost_over_length(long: ModuleType) -> None:
+def test_lines_of_cost_over_length() -> None:
     """Time and memory that grow along known lines; of a writing's runs the best counts."""
     lengths = [1024, 2048, 4096]
     readings = [long.Reading(n, n, 500 + 3 * n, 1, list(range(n // 256))) for n in lengths]
@@ -160,7 +117,7 @@ def test_lines_of_cost_over_length(long: ModuleType) -> None:
         assert (line.start, line.slope, line.r2) == pytest.approx((start, slope, 1))
 
 
-def test_what_is_written_fills_a_made_up_context(long: ModuleType) -> None:
+def test_what_is_written_fills_a_made_up_context() -> None:
     """Behind random keys in all slots but the last, which are written in place."""
     writing = long.write(512)
     assert len(writing.seconds) == long.REPEATS
@@ -180,7 +137,7 @@ def test_what_is_written_fills_a_made_up_context(long: ModuleType) -> None:
     assert (np.asarray(context.cache.keys[0][:, :, 400:]) != 0).any(axis=(0, 1, 3)).all()
 
 
-def test_loss_of_a_window(quality: ModuleType) -> None:
+def test_loss_of_a_window() -> None:
     """As the definition has it, in float64; the first token is not predicted."""
     rng = np.random.default_rng(0)
     logits, ids = rng.normal(size=(1, 6, 11)), rng.integers(11, size=(1, 6))
@@ -189,7 +146,7 @@ def test_loss_of_a_window(quality: ModuleType) -> None:
     assert quality.mean_loss(logits.astype(np.float32), ids) == pytest.approx(truth, rel=1e-6)
 
 
-def test_windows_are_the_text_end_to_end(quality: ModuleType, reference: Path) -> None:
+def test_windows_are_the_text_end_to_end(reference: Path) -> None:
     tokenizer = Tokenizer.load(reference / "tokenizer/tokenizer.model")
     text = "a red circle moving left " * 40
     windows = quality.cut_windows(tokenizer, text, 5, 16)
@@ -199,7 +156,7 @@ def test_windows_are_the_text_end_to_end(quality: ModuleType, reference: Path) -
         quality.cut_windows(tokenizer, "a", 5, 16)
 
 
-def test_formats_are_compared_window_by_window(quality: ModuleType) -> None:
+def test_formats_are_compared_window_by_window() -> None:
     """The same factor in all windows is sure, however they differ among themselves."""
     plain = np.array([1.0, 2.0, 3.0])
     assert quality.compare(plain + np.log(1.1), plain) == pytest.approx((1.1, 0))
@@ -219,7 +176,7 @@ for line in sys.stdin:
 
 
 def test_peers_take_turns_and_the_best_round_counts(
-    peers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two made-up programs, which say how many jobs were done so far."""
     machines = iter([bench.Machine(50, 1), bench.Machine(80, 2)])
@@ -240,7 +197,7 @@ def test_peers_take_turns_and_the_best_round_counts(
     assert rows[0].share == pytest.approx(5 * 10 / 80)
 
 
-def test_a_peer_that_fails_says_why(peers: ModuleType) -> None:
+def test_a_peer_that_fails_says_why() -> None:
     command = sys.executable, "-c", "import sys; sys.exit('no such weights')"
     with (
         peers.Running(peers.Peer("a", "int8", command)) as running,
@@ -250,7 +207,6 @@ def test_a_peer_that_fails_says_why(peers: ModuleType) -> None:
 
 
 def test_what_is_not_installed_is_left_out(
-    peers: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
@@ -264,7 +220,7 @@ def test_what_is_not_installed_is_left_out(
     assert "llama.cpp is left out" in said
 
 
-def test_a_plot_has_its_points_where_they_are(long: ModuleType) -> None:
+def test_a_plot_has_its_points_where_they_are() -> None:
     """Two dots at (1, 1) and (2, 2): the second is above, right, and twice as far from zero."""
     points = [long.Curve("", [value], [value], dots=True) for value in (1, 2)]
     pixels = np.asarray(long.plot("", "", "", points))
@@ -276,9 +232,7 @@ def test_a_plot_has_its_points_where_they_are(long: ModuleType) -> None:
     np.testing.assert_allclose(zero, [520 - 70, 90], atol=1)
 
 
-def test_the_table_sets_each_figure_beside_its_peer(
-    table: ModuleType, peers: ModuleType, startup: ModuleType
-) -> None:
+def test_the_table_sets_each_figure_beside_its_peer() -> None:
     speeds = {
         ("lwm", "int8"): [80, 90],
         ("lwm", "float32"): [30, 28],
