@@ -51,8 +51,8 @@ _GATHERS = {"none": 1, "attention": 2, "block": 2, "full": 3}
 def usual_dtype(config: ModelConfig, platform: str) -> Dtype:
     """What is computed in if nothing is said: bfloat16, or float32 on a CPU.
 
-    Weights that are rounded anyway are read almost twice as fast there in bfloat16, which holds
-    their integers exactly; what SmolLM2 says of a novel is 0.02 % less likely then.
+    With weights that are rounded anyway two cores of a CPU (Zen 4) read prompts 1.7 times as fast
+    in bfloat16, which holds their integers exactly; SmolLM2's perplexity on a novel rose by 0.03 %.
     """
     return "float32" if platform == "cpu" and not config.quantized else "bfloat16"
 

@@ -18,7 +18,8 @@ from lwm_core.costs import FEED_FORWARD_BLOCK
 from lwm_core.types import Array, Quantized
 
 FEWEST_ROWS, MOST_ROWS = 4, 64
-"""From so many rows to so many a product takes a CPU little longer than to read the weights."""
+"""A product on a CPU has at least so many rows, but for a single one of float32; with up to so many
+the weights come first."""
 
 
 class Adapted(NamedTuple):
@@ -75,8 +76,8 @@ def _product_of_few(x: jax.Array, weight: jax.Array) -> jax.Array:
 
     Fewer than FEWEST_ROWS are filled up: for a single row of bfloat16 it would make all the weights
     float32 first, and two have slower kernels than four. Only one row of float32 is fast as it is.
-    With the weights as the first operand several rows of float32 take a third to a half less time;
-    the barrier keeps XLA from turning that product around again.
+    With the weights as the first operand several rows of float32 took a third to two thirds less
+    time where these are large; the barrier keeps XLA from turning that product around again.
     """
     rows = x.reshape(-1, x.shape[-1])
     count = len(rows)

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -367,6 +367,18 @@ def test_bfloat16_is_about_the_same(
     assert half.device in told
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
     assert generate(half, [[1, 40]], max_tokens=8, stops=False).shape == (1, 8)
+
+
+@pytest.mark.parametrize(
+    ("quantize", "dtype", "expected"),
+    [(None, None, "float32"), ("int8", None, "bfloat16"), ("int8", "float32", "float32")],
+)
+def test_what_is_computed_in_by_default(
+    tiny_model: Path, quantize: Literal["int8"] | None, dtype: str | None, expected: str
+) -> None:
+    model = load_model(str(tiny_model), mesh="dp=8", quantize=quantize, dtype=dtype)
+    assert model.how.dtype == expected
+    assert generate(model, [[1, 40]], max_tokens=4, stops=False).shape == (1, 4)
 
 
 @pytest.mark.parametrize("mesh", ["fsdp=2,tp=2,dp=2", "fsdp=2,sp=2,dp=2"])

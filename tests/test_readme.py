@@ -109,7 +109,6 @@ def test_benchmarks_take_the_commands(
 ) -> None:
     module, *rest = arguments[1:]
     package = (ROOT / module.replace(".", "/")).is_dir()
-    monkeypatch.syspath_prepend(ROOT)
     monkeypatch.setattr(sys, "argv", [module, *rest])
     importlib.import_module(f"{module}.__main__" if package else module).arguments()
 
