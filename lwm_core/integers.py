@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from lwm_core.quantize import LARGEST
@@ -107,9 +108,12 @@ def _sums_over_heads(keys: jax.Array, q: jax.Array) -> jax.Array:
 def _sums_over_groups(values: jax.Array, weights: jax.Array) -> jax.Array:
     """int8 `[B, K, N, G, H]`, int16 `[B, K, R, N, G]`: int32 `[B, K, R, N, H]`.
 
-    Written out, so that XLA's CPU backend goes along H, as the values lie.
+    Written out, so that XLA's CPU backend goes along H, as the values lie; in operations that are
+    quick to trace, for there are many.
     """
+    values, weights = (part.astype(jnp.int32) for part in (values[:, :, None], weights[..., None]))
     return sum(
-        values[:, :, None, :, slot].astype(jnp.int32) * weights[..., slot, None].astype(jnp.int32)
-        for slot in range(values.shape[3])
+        lax.index_in_dim(values, slot, 4, keepdims=False)
+        * lax.index_in_dim(weights, slot, 4, keepdims=False)
+        for slot in range(values.shape[4])
     )  # type: ignore[return-value]

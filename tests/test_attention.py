@@ -17,7 +17,7 @@ from lwm_core.errors import UsageError
 from lwm_core.execution import Execution
 from lwm_core.kernels import blockwise as in_blocks
 from lwm_core.kernels import gpu, tpu
-from lwm_core.kernels.dense import MASKED, merge, visible
+from lwm_core.kernels.dense import MASKED, RUN, merge, visible
 from lwm_core.kernels.dense import attend as dense
 from lwm_core.mesh import make_mesh
 from lwm_core.ring import nothing_seen, ring_attention
@@ -216,6 +216,14 @@ def test_more_keys_than_queries() -> None:
     parts = queries_keys_values(140, 300)
     ours = blockwise(*parts, q_places, k_places)
     assert_same(ours, dense(*parts, q_places, k_places))
+
+
+@pytest.mark.parametrize("keys", [2 * RUN // 8, 2 * RUN // 8 - 8])
+def test_a_lone_query_of_many_keys(keys: int) -> None:
+    """Whether or not whole runs of values are in them."""
+    parts = queries_keys_values(1, keys, heads=2, kv_heads=2)
+    where = jax.tree.map(np.asarray, (places(np.array([keys - 100])), plain(keys)))
+    assert_same(dense(*parts, *where), naive(*parts, *where))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -17,6 +17,10 @@ MASKED = -1e30
 """Score of an invisible key, and log-sum-exp of a query that sees none: finite, so never NaN."""
 
 
+RUN = 2**17
+"""Numbers of the values that a lone query sums at a time: so many lie in a core's own cache."""
+
+
 def visible(q_places: Places, k_places: Places) -> Array:
     """Which query sees which key: bool `[..., T, S]` for places `[..., T]` and `[..., S]`."""
     q_positions, q_segments = (x[..., :, None] for x in q_places)
@@ -64,7 +68,16 @@ def _weighted(weights: jax.Array, v: jax.Array | Quantized, dtype: jnp.dtype) ->
     """Sums of values `[B, K, S, H]` by weights `[B, K, R, S]`: float32 `[B, K, R, H]`."""
 
     def of_plain(weights: jax.Array, v: jax.Array | Quantized) -> jax.Array:
-        return _dot("bkrs,bksh->bkrh", weights.astype(dtype), plain(v, dtype))
+        weights, v = weights.astype(dtype), plain(v, dtype)
+        slots, size = v.shape[2:]
+        if weights.shape[2] == 1 and slots % (RUN // size) == 0:
+            # XLA's CPU backend goes over the values several times, each time for some of H.
+            weights, v = (
+                part.reshape(*part.shape[:2], -1, RUN // size, last)
+                for part, last in ((weights, 1), (v, size))
+            )
+            return _dot("bknsr,bknsh->bknrh", weights, v).sum(axis=2)
+        return _dot("bkrs,bksh->bkrh", weights, v)
 
     return _by_kind(of_plain, integers.weighted, weights, v)
 
