@@ -14,6 +14,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# What tests compile runs once or twice: optimized, they take half as long again.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest
 from hub_server import Hub, serve
