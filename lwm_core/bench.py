@@ -158,11 +158,11 @@ def time_decode(model: LoadedModel, machine: Machine, lengths: Lengths, repeats:
 
 
 def time_train(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: int) -> Figure:
-    """One step of AdamW on one row for each of the devices that share them."""
+    """One step of AdamW on one row for each of the devices that share them; weights are plain."""
     rows, how = mesh_sizes(model.how.mesh).rows, replace(model.how, whole_weights=False)
-    step = training(model.config, LanguageOptimizerConfig("adamw"), how, rows, lengths.trained)
-    took = median(lambda: clocked(step), repeats)
-    return _computed(model, machine, work_of(model, "train", lengths.trained, rows), took)
+    work = _training_of(model, lengths)
+    step = training(work.config, LanguageOptimizerConfig("adamw"), how, rows, work.context)
+    return _computed(model, machine, work, median(lambda: clocked(step), repeats))
 
 
 def time_encode(model: LoadedModel, machine: Machine, lengths: Lengths, repeats: int) -> Figure:
@@ -189,14 +189,17 @@ def _computed(model: LoadedModel, machine: Machine, work: Work, took: float) -> 
     )
 
 
+def _training_of(model: LoadedModel, lengths: Lengths) -> Work:
+    """A step of the model, or of the one that it was rounded from."""
+    work = work_of(model, "train", lengths.trained, mesh_sizes(model.how.mesh).rows)
+    return replace(work, config=replace(work.config, quantized=None))
+
+
 def _has_room_to_train(model: LoadedModel, lengths: Lengths) -> bool:
     """Whether float32 weights, gradients and moments go beside the model."""
-    if model.config.quantized:
-        return False
-    mesh = mesh_sizes(model.how.mesh)
-    work = work_of(model, "train", lengths.trained, mesh.rows)
-    free = free_memory(model.how.mesh.local_devices)
-    return costs.memory(work, mesh, "attention").total <= MARGIN * free
+    mesh, free = mesh_sizes(model.how.mesh), free_memory(model.how.mesh.local_devices)
+    needed = costs.memory(_training_of(model, lengths), mesh, "attention").total
+    return needed <= MARGIN * free
 
 
 def random_ids(config: ModelConfig, count: int) -> np.ndarray:

@@ -240,7 +240,7 @@ def _vocabulary(values: Mapping[str, Any]) -> dict[str, Any]:
     block = values["lwm"]
     if not isinstance(block, Mapping):
         raise ConfigError(f"config.json: lwm is {block!r}, expected an object")
-    if unknown := block.keys() - _LEAST.keys() - {"defaults"}:  # those are no sizes
+    if unknown := block.keys() - _LEAST.keys() - {"defaults", "quantize"}:  # no sizes
         raise ConfigError(f"config.json: lwm.{min(unknown)} is unknown")
     named = {f"lwm.{key}": size for key, size in block.items()}
     return {

@@ -94,9 +94,10 @@ def load_model(
 
     `dtype` is that of computation and of the weights in memory: float32 or bfloat16; by default
     float32 on a CPU and bfloat16 elsewhere, or where weights are rounded. With `quantize` those of
-    matrices are rounded to that. `cache` is that of keys and values: float32, bfloat16 or int8; by
-    default int8 where the weights are rounded, and otherwise as `dtype`. It is to hold `context`
-    tokens, by default as many as it was made for. With `sees` it must be one that sees.
+    matrices are rounded to that; on a CPU, if no `dtype` is given, to what the model says. `cache`
+    is that of keys and values: float32, bfloat16 or int8; by default int8 where the weights are
+    rounded, and otherwise as `dtype`. It is to hold `context` tokens, by default as many as it was
+    made for. With `sees` it must be one that sees.
     Raises ModelNotFound, FormatError, ConfigError, TextOnly, UsageError for an unknown way of
     attention, and DoesNotFit when memory can't hold such a context.
     """
@@ -104,11 +105,14 @@ def load_model(
     check_implementation(attention)
     if cache not in (None, *costs.BYTES):
         raise UsageError(f"cache {cache!r} is unknown; choose one of {', '.join(costs.BYTES)}")
-    source = quantized(open_source(name), quantize)
+    source = open_source(name)
+    platform = jax.default_backend()
+    usual = source.rounding if platform == "cpu" and dtype is None else None
+    source = quantized(source, quantize or usual)
     if sees and source.image is None:
         raise TextOnly(name)
     _check_fit(name, source)
-    chosen = dtype or costs.usual_dtype(source.config, jax.default_backend())
+    chosen = dtype or costs.usual_dtype(source.config, platform)
     numpy_dtype = checkpoint.numpy_dtype(chosen)
     cache = cache or costs.usual_cache(source.config, cast(Dtype, chosen))
     work = Work(

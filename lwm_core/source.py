@@ -38,7 +38,11 @@ TRAINED_BY, TRAINED = "recipe.json", "model"
 
 @dataclass(frozen=True)
 class Source:
-    """An opened model. `assumed` says, a line each, what its files do not say."""
+    """An opened model.
+
+    `assumed` says, a line each, what its files do not say; `rounding` is what a CPU is to round its
+    matrices to if nothing is said.
+    """
 
     path: Path
     config: ModelConfig
@@ -48,6 +52,7 @@ class Source:
     habits: checkpoint.Habits = dataclasses.field(default_factory=dict)
     template: str | None = None
     assumed: tuple[str, ...] = ()
+    rounding: Quantization | None = None
 
     @property
     def style(self) -> ChatStyle:
@@ -245,6 +250,7 @@ def _directory(name: str, path: Path) -> Source:
         checkpoint.read_habits(path),
         template,
         tuple(assumed),
+        checkpoint.read_rounding(path),
     )
 
 

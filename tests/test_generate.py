@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,14 @@ from originals import open_original
 
 from lwm_core import decode, registry, vqgan
 from lwm_core.config import VQConfig
+from lwm_core.convert import convert
 from lwm_core.errors import ContextTooLong, FormatError, ModelNotFound, UsageError
 from lwm_core.execution import Execution
 from lwm_core.generate import Message, complete, draw, encode_media, film, reply
 from lwm_core.load import LoadedModel, load_model
 from lwm_core.mesh import make_mesh
 from lwm_core.sampling import Sampling
-from lwm_core.source import find_model
+from lwm_core.source import find_model, open_source
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokens import make_prompt, unconditional_prompt
 from lwm_core.types import Frame, Progress
@@ -379,6 +381,35 @@ def test_what_is_computed_in_by_default(
     model = load_model(str(tiny_model), mesh="dp=8", quantize=quantize, dtype=dtype)
     assert model.how.dtype == expected
     assert generate(model, [[1, 40]], max_tokens=4, stops=False).shape == (1, 4)
+
+
+def said_to_round(model: Path, folder: Path, kind: str) -> str:
+    """A copy of a model directory that says what a CPU is to round it to; returns its path."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["lwm"]["quantize"] = kind
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, "int8"), ({"dtype": "float32"}, None), ({"quantize": "int4"}, "int4")],
+)
+def test_a_model_may_say_what_a_cpu_rounds_it_to(
+    tiny_model: Path, tmp_path: Path, options: dict[str, Any], expected: str | None
+) -> None:
+    """What is made of it has other weights, and does not."""
+    name = said_to_round(tiny_model, tmp_path / "model", "int8")
+    assert load_model(name, mesh="dp=8", **options).config.quantized == expected
+    convert(open_source(name), tmp_path / "copy", dtype="float32")
+    assert load_model(str(tmp_path / "copy"), mesh="dp=8").config.quantized is None
+
+
+def test_a_rounding_that_is_unknown(tiny_model: Path, tmp_path: Path) -> None:
+    name = said_to_round(tiny_model, tmp_path / "model", "int3")
+    with pytest.raises(FormatError, match=r"lwm\.quantize is none of the known formats"):
+        load_model(name, mesh="dp=8")
 
 
 @pytest.mark.parametrize("mesh", ["fsdp=2,tp=2,dp=2", "fsdp=2,sp=2,dp=2"])

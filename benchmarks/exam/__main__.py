@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from lwm_core.config import Quantization
+from lwm_core.costs import Dtype
 
 from . import check, make, see
 from .examinee import CommandLine, Examinee, InProcess
@@ -30,6 +31,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=140, help="items of each task (fair: 28, 140)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", help="name or directory (default: nano)")
+    parser.add_argument("--dtype", choices=get_args(Dtype), help="compute in it")
     parser.add_argument("--quantize", choices=get_args(Quantization), help="round its weights")
     parser.add_argument("--cli", action="store_true", help="run the command lwm for every item")
     for name in ("temperature", "top-k", "guidance"):
@@ -43,8 +45,9 @@ def arguments() -> argparse.Namespace:
 
 def examinee(options: argparse.Namespace) -> Examinee:
     settings = {name: getattr(options, name) for name in ("temperature", "top_k", "guidance")}
+    numbers = {"dtype": options.dtype, "quantize": options.quantize}
     given = {name: value for name, value in settings.items() if value is not None}
-    return (CommandLine if options.cli else InProcess)(options.model, options.quantize, given)
+    return (CommandLine if options.cli else InProcess)(options.model, numbers, given)
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ import numpy as np
 from .clips import read_frames
 
 if TYPE_CHECKING:
-    from lwm_core.config import Quantization
     from lwm_core.sampling import Sampling
 
 Settings = dict[str, float]  # temperature, top_k, guidance of draw and film: those that were given
+Numbers = dict[str, str | None]  # dtype and quantize, None where not given
 
 
 class Examinee(Protocol):
@@ -34,11 +34,11 @@ class Examinee(Protocol):
 class InProcess:
     """The model loaded once and called through lwm_core; answers are greedy."""
 
-    def __init__(self, name: str | None, quantize: Quantization | None, settings: Settings) -> None:
+    def __init__(self, name: str | None, numbers: Numbers, settings: Settings) -> None:
         from lwm_core import generate, load, media, sampling
 
         self.generate, self.read_media = generate, media.read_media
-        self.model = load.load_model(name or "nano", quantize=quantize)
+        self.model = load.load_model(name or "nano", **numbers)
         self.greedy = sampling.Sampling(temperature=0.0)
         self.sampling = sampling.Sampling
         self.settings = {
@@ -74,14 +74,14 @@ class InProcess:
 class CommandLine:
     """The command as a user types it, one start for each task."""
 
-    def __init__(self, name: str | None, quantize: Quantization | None, settings: Settings) -> None:
+    def __init__(self, name: str | None, numbers: Numbers, settings: Settings) -> None:
         here = str(Path(sys.executable).parent)
         found = shutil.which("lwm", path=os.pathsep.join((here, os.environ.get("PATH", ""))))
         if not found:
             raise SystemExit("the command lwm was not found: install the package first")
-        given = {"--model": name, "--quantize": quantize}
+        given = {"model": name, **numbers}
         self.lwm = found
-        self.model = [word for pair in given.items() if pair[1] for word in pair]
+        self.model = [word for key, value in given.items() if value for word in (f"--{key}", value)]
         options = ([f"--{key.replace('_', '-')}", f"{value:g}"] for key, value in settings.items())
         self.settings = [word for option in options for word in option]
 

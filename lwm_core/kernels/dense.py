@@ -15,8 +15,6 @@ from lwm_core.types import Array, Attended, Places, Quantized
 
 MASKED = -1e30
 """Score of an invisible key, and log-sum-exp of a query that sees none: finite, so never NaN."""
-
-
 RUN = 2**17
 """Numbers of the values that a lone query sums at a time: so many lie in a core's own cache."""
 
