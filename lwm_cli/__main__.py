@@ -9,7 +9,7 @@ import sys
 from lwm_cli.completions import SWITCH
 from lwm_cli.heap import start_with_heap
 
-NEW_OBJECTS, YOUNG, OLD = 100_000, 50, 100
+NEW_OBJECTS, YOUNG, OLD = 400_000, 50, 100
 """When garbage is looked for. Imports and the tracing of programs make many objects that stay: to
 go through them as often as Python does by default takes a tenth of a short command's time."""
 
@@ -22,7 +22,9 @@ def run() -> int:
     gc.set_threshold(NEW_OBJECTS, YOUNG, OLD)
     from lwm_cli.app import main
 
-    return main()
+    code = main()
+    gc.freeze()  # on its way out Python would go through all objects once more: half a second
+    return code
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -164,7 +165,7 @@ def draw(
     model: LoadedModel, prompts: Sequence[str], *, sampling: Sampling, preview: bool = False
 ) -> Iterator[Progress | Frame]:
     """One picture for each prompt, in one batch; with `preview` also what is there so far."""
-    return _pictures(model, _draw(model, prompts, sampling), preview)
+    return _pictures(model, _draw(model, prompts, sampling), len(prompts), preview)
 
 
 def film(
@@ -198,7 +199,7 @@ def film(
             begun = part.codes[:, : model.layout.frame_codes]
             yield from _frames(model, [wish], begun, frames - 1, sampling)
 
-    yield from _pictures(model, parts(), preview)
+    yield from _pictures(model, parts(), 1, preview)
 
 
 class _Part(NamedTuple):
@@ -257,12 +258,13 @@ def _frames(
 
 
 def _pictures(
-    model: LoadedModel, parts: Iterator[_Part], preview: bool
+    model: LoadedModel, parts: Iterator[_Part], rows: int, preview: bool
 ) -> Iterator[Progress | Frame]:
     """Progress and pictures; one part of the codes is drawn while the one before is shown."""
-    _image_tokenizer(model)
-    layout, shown = model.layout, 0
-    for part in _one_ahead(parts):
+    image, layout, shown = _image_tokenizer(model), model.layout, 0
+    at_once = vqgan.batch_size(rows, frames_at_once(image))
+    ready = partial(vqgan.make_ready_to_decode, image, at_once)
+    for part in _one_ahead(parts, meanwhile=ready):
         yield Progress(part.phase, part.codes.shape[1], part.total, "codes")
         whole = part.begun + part.codes.shape[1] // layout.frame_tokens
         last = part.begun + part.total // layout.frame_tokens
@@ -273,10 +275,14 @@ def _pictures(
         shown = whole
 
 
-def _one_ahead(parts: Iterator[_Part]) -> Iterator[_Part]:
-    """Parts as they come from a thread, which makes the next while one is in use."""
+def _one_ahead(parts: Iterator[_Part], meanwhile: Callable[[], None]) -> Iterator[_Part]:
+    """Parts as they come from a thread, which makes the next while one is in use.
+
+    While it makes the first there is time to do something else.
+    """
     with ThreadPoolExecutor(1) as maker:
         coming = maker.submit(next, parts, None)
+        meanwhile()
         while part := coming.result():
             coming = maker.submit(next, parts, None)
             yield part

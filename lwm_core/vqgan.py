@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.stages import Wrapped
 
 from lwm_core.config import VQConfig
 from lwm_core.types import Array
@@ -267,13 +268,14 @@ def _named(weights: Weights) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def in_batches(work: Callable[[np.ndarray], Array], rows: np.ndarray, size: int) -> np.ndarray:
-    """What `work` makes of `rows`, `size` at a time; the last batch is filled up.
+def batch_size(rows: int, size: int) -> int:
+    """A single row goes alone, so that two compiled programs serve all counts."""
+    return 1 if rows == 1 else size
 
-    A single row goes alone, so that two compiled programs serve all counts.
-    """
-    if len(rows) == 1:
-        return np.asarray(work(rows))
+
+def in_batches(work: Callable[[np.ndarray], Array], rows: np.ndarray, size: int) -> np.ndarray:
+    """What `work` makes of `rows`, `size` at a time; the last batch is filled up."""
+    size = batch_size(len(rows), size)
     filled = np.pad(rows, ((0, -len(rows) % size), *[(0, 0)] * (rows.ndim - 1)), mode="edge")
     parts = [work(filled[i : i + size]) for i in range(0, len(filled), size)]
     return np.concatenate(parts)[: len(rows)]
@@ -301,5 +303,11 @@ def fingerprint(model: VQGAN) -> str:
     return state.hexdigest()[:16]
 
 
-encode: Callable[[VQGAN, Array], jax.Array] = jax.jit(VQGAN.encode)
-decode: Callable[[VQGAN, Array], jax.Array] = jax.jit(VQGAN.decode)
+encode: Wrapped = jax.jit(VQGAN.encode)
+decode: Wrapped = jax.jit(VQGAN.decode)
+
+
+def make_ready_to_decode(model: VQGAN, frames: int) -> None:
+    """Compile `decode` for so many frames, so that its first call need not."""
+    codes = jax.ShapeDtypeStruct((frames, model.config.grid**2), jnp.int32)
+    decode.lower(model, codes).compile()

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -108,6 +109,21 @@ def test_codes_beyond_the_codebook_count_as_the_last() -> None:
     model = vqgan.create(SMALL)
     beyond, last = (np.full((1, SMALL.grid**2), code, np.int32) for code in (99, SMALL.codes - 1))
     np.testing.assert_array_equal(vqgan.decode(model, beyond), vqgan.decode(model, last))
+
+
+def test_made_ready_it_is_not_compiled_again(caplog: pytest.LogCaptureFixture) -> None:
+    model = vqgan.create(SMALL)
+
+    def compiles(frames: int) -> bool:
+        """Whether the first drawing of so many frames does."""
+        caplog.clear()
+        with jax.log_compiles():
+            vqgan.decode(model, np.zeros((frames, SMALL.grid**2), np.int32))
+        return any("jit(decode)" in message for message in caplog.messages)
+
+    vqgan.make_ready_to_decode(model, 3)
+    assert not compiles(3)
+    assert compiles(5)
 
 
 def test_bytes() -> None:
