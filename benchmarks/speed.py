@@ -20,10 +20,10 @@ from lwm_core import backend, bench, transformer, weight_tree
 from lwm_core.bench import Figure, Lengths, Machine
 from lwm_core.checkpoint import numpy_dtype
 from lwm_core.config import ModelConfig
-from lwm_core.costs import usual_dtype
 from lwm_core.execution import Execution
 from lwm_core.load import LoadedModel, placed
 from lwm_core.mesh import device_line, make_mesh
+from lwm_core.number_formats import usual_dtype
 from lwm_core.rounded import rounded
 from lwm_core.weights import Held, read_stacked
 

@@ -58,9 +58,8 @@ def run(
             }
             typer.echo(json.dumps(facts))
             return
-        numbers = loaded.config.quantized or loaded.how.dtype.name
         typer.echo(
-            f"{loaded.name} in {numbers} on {loaded.device}\n"
+            f"{loaded.name} in {loaded.numbers} on {loaded.device}\n"
             f"a device reads {machine.bandwidth / 1e9:,.1f} GB/s and computes "
             f"{machine.flops / 1e9:,.0f} GFLOP/s\n"
         )

@@ -48,7 +48,8 @@ def load(name: str, screen: Screen, **settings: Any) -> LoadedModel:
     if model.context > model.config.max_length:
         screen.note(beyond(model.name, model.config, model.context))
     if screen.verbose:
-        screen.note(f"{model.name} · {model.context} tokens of context · {model.device}")
+        about = (model.name, model.numbers, f"{model.context} tokens of context", model.device)
+        screen.note(" · ".join(about))
     return model
 
 

@@ -174,12 +174,16 @@ Cache = Annotated[
     CacheDtype | None,
     typer.Option(
         "--cache",
-        help="Number format of keys and values; by default as --dtype, int8 with --quantize.",
+        help="Number format of keys and values; by default as --dtype, int8 for rounded weights.",
     ),
 ]
 Quantize = Annotated[
     Quantization | None,
-    typer.Option("--quantize", help="Fewer bits for the weights: less memory, faster words."),
+    typer.Option(
+        "--quantize",
+        help="Fewer bits for the weights: less memory, faster words. Without it and --dtype a "
+        "model may say what a CPU rounds it to, as nano does (int8).",
+    ),
 ]
 Attention = Annotated[
     str,

@@ -13,10 +13,11 @@ import typer
 from lwm_cli import loading, options
 from lwm_cli.ui import Screen, print_table
 from lwm_core import registry
-from lwm_core.config import SIZES, ModelConfig
-from lwm_core.costs import Job, Work, count_parameters, usual_cache, usual_dtype
+from lwm_core.config import SIZES, ModelConfig, Quantization, rounding_of
+from lwm_core.costs import Job, Work, count_parameters
 from lwm_core.errors import DoesNotFit, UsageError
 from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
+from lwm_core.number_formats import usual_cache, usual_dtype, usual_rounding
 from lwm_core.plan import Plan, longest_context, room, smallest_slice
 from lwm_core.presets import plan_for
 
@@ -71,14 +72,17 @@ def run(
     Nothing is loaded or computed: memory, work and traffic are counted. The model may also be one
     of the original's sizes, such as 7b.
     """
-    config = _config(model)
+    config, rounding = _config(model)
     topology = _topology(on)
+    platform = topology.chip.platform
     if quantize and config.quantized not in (None, quantize):
         raise UsageError(f"{model} is in {config.quantized}: leave out --quantize")
+    if job != "train":
+        quantize = quantize or usual_rounding(config, rounding, platform, dtype)
     config = dataclasses.replace(config, quantized=quantize or config.quantized)
     if config.quantized and job == "train":
         raise UsageError("quantized weights don't learn: give --job prefill or --job decode")
-    chosen = dtype or usual_dtype(config, topology.chip.platform)
+    chosen = dtype or usual_dtype(config, platform)
     keys = cache or usual_cache(config, chosen)
     work = Work(config, job, context or config.max_length, batch, chosen, keys)
     made = plan_for(mesh, work, topology)
@@ -99,13 +103,13 @@ def run(
         raise DoesNotFit(_lack(made, longest, slices))
 
 
-def _config(name: str) -> ModelConfig:
-    """The sizes of a model, if possible without opening it.
+def _config(name: str) -> tuple[ModelConfig, Quantization | None]:
+    """The sizes of a model, and what a CPU is to round it to; if possible without opening it.
 
     Raises ModelNotFound, FormatError, ConfigError.
     """
     if size := SIZES.get(name.lower()):
-        return size
+        return size, None
     path, card = registry.named_path(name), registry.find(name)
     if path is None and card and card.embedded:
         path = registry.embedded_path()
@@ -114,20 +118,22 @@ def _config(name: str) -> ModelConfig:
 
         values = read_json(path / "config.json")
         if {"hidden_size", "max_position_embeddings"} <= values.keys():
-            return ModelConfig.from_json(values)
+            return ModelConfig.from_json(values), rounding_of(values)
     elif card and card.repositories:
-        return dataclasses.replace(
+        published = dataclasses.replace(
             SIZES["7b"],
             max_length=card.context,
             rope_theta=card.rope_theta,
             vision_vocab=VISION_VOCAB if card.kind == "vision" else 0,
         )
+        return published, None
     from lwm_core import backend
 
     backend.prepare()  # before the next line brings in jax
     from lwm_core.source import open_source
 
-    return open_source(name).config
+    source = open_source(name)
+    return source.config, source.rounding
 
 
 def _topology(text: str | None) -> Topology:

@@ -13,13 +13,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from lwm_core import chat_templates, vqgan
-from lwm_core.config import ModelConfig, Quantization, VQConfig
+from lwm_core.config import ModelConfig, VQConfig
 from lwm_core.errors import FormatError, OutputError, UsageError
 from lwm_core.formats.torch_bin import TorchFiles
 from lwm_core.parameters import Parameter, stored
@@ -60,14 +60,6 @@ def read_habits(directory: Path) -> Habits:
     if not isinstance(habits, dict) or not all(isinstance(one, dict) for one in habits.values()):
         raise FormatError(f"{directory / CONFIG}: lwm.defaults is no table of tables")
     return habits
-
-
-def read_rounding(directory: Path) -> Quantization | None:
-    """What the makers of a plain model would have a CPU round it to. Raises FormatError."""
-    kind = read_json(directory / CONFIG).get("lwm", {}).get("quantize")
-    if kind not in (None, *get_args(Quantization)):
-        raise FormatError(f"{directory / CONFIG}: lwm.quantize is none of the known formats")
-    return kind
 
 
 class StoredWeights:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lwm_core.errors import ConfigError
 
@@ -240,13 +240,22 @@ def _vocabulary(values: Mapping[str, Any]) -> dict[str, Any]:
     block = values["lwm"]
     if not isinstance(block, Mapping):
         raise ConfigError(f"config.json: lwm is {block!r}, expected an object")
-    if unknown := block.keys() - _LEAST.keys() - {"defaults", "quantize"}:  # no sizes
+    if unknown := block.keys() - _LEAST.keys() - {"defaults", "quantize"}:  # these two are no sizes
         raise ConfigError(f"config.json: lwm.{min(unknown)} is unknown")
     named = {f"lwm.{key}": size for key, size in block.items()}
     return {
         key: _whole(named, f"lwm.{key}", getattr(ModelConfig, key, None), least)
         for key, least in _LEAST.items()
     }
+
+
+def rounding_of(values: Mapping[str, Any]) -> Quantization | None:
+    """What a configuration says that a CPU is to round plain weights to. Raises ConfigError."""
+    kind = values.get("lwm", {}).get("quantize")
+    if kind not in (None, *get_args(Quantization)):
+        known = ", ".join(get_args(Quantization))
+        raise ConfigError(f"config.json: lwm.quantize is {kind!r:.40}; choose one of {known}")
+    return kind
 
 
 @dataclass(frozen=True)

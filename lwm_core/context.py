@@ -222,9 +222,9 @@ def _check_model(path: Path, said: Mapping[str, str], model: LoadedModel) -> Non
     ours = identify(model)
     for option in ("quantize", "dtype", "cache"):  # the others' defaults follow from the first
         if said[option] != ours[option]:
-            before, now = (one[option] or "none" for one in (said, ours))
+            given = f"--{option} {said[option]}" if said[option] else f"--dtype {said['dtype']}"
             raise UsageError(
-                f"{path} was read with --{option} {before}, not {now}: give that, "
+                f"{path} was read with {given}, not as {model.name} runs now: give that, "
                 "or read it anew with --force"
             )
     if any(said.get(key) != ours[key] for key in ("config", "weights")):

@@ -48,20 +48,6 @@ _REDUCTIONS_AGAIN = {"none": 0, "attention": 1, "block": 1, "full": 3}
 _GATHERS = {"none": 1, "attention": 2, "block": 2, "full": 3}
 
 
-def usual_dtype(config: ModelConfig, platform: str) -> Dtype:
-    """What is computed in if nothing is said: bfloat16, or float32 on a CPU.
-
-    With weights that are rounded anyway two cores of a CPU (Zen 4) read prompts 1.7 times as fast
-    in bfloat16, which holds their integers exactly; SmolLM2's perplexity on a novel rose by 0.03 %.
-    """
-    return "float32" if platform == "cpu" and not config.quantized else "bfloat16"
-
-
-def usual_cache(config: ModelConfig, dtype: Dtype) -> CacheDtype:
-    """Keys and values if nothing is said: int8 where weights are rounded, or as all else."""
-    return "int8" if config.quantized else dtype
-
-
 @dataclass(frozen=True)
 class Work:
     """What is to be done: a job on `batch` rows of `context` tokens.

@@ -164,7 +164,10 @@ def _until(ids: list[int], end: int) -> list[int]:
 def draw(
     model: LoadedModel, prompts: Sequence[str], *, sampling: Sampling, preview: bool = False
 ) -> Iterator[Progress | Frame]:
-    """One picture for each prompt, in one batch; with `preview` also what is there so far."""
+    """One picture for each prompt, in one batch; with `preview` also what is there so far.
+
+    Raises ContextTooLong before any work when the context does not hold prompt and picture.
+    """
     return _pictures(model, _draw(model, prompts, sampling), len(prompts), preview)
 
 
@@ -182,13 +185,7 @@ def film(
     Raises ContextTooLong before any work when the context does not hold so many frames.
     """
     wish = make_prompt(model.tokenizer, prompt, "video")
-    room = (model.context - len(wish)) // model.layout.frame_tokens
-    if frames > room:
-        what_to_do = f"make at most {room} (--frames)" if room > 0 else "shorten the prompt"
-        raise ContextTooLong(
-            f"{frames} frames and a prompt of {len(wish)} tokens are more than the context of "
-            f"{model.name} holds ({model.context} tokens): {what_to_do}"
-        )
+    _check_room(model, wish, frames)
 
     def parts() -> Iterator[_Part]:
         prompt_and_frame = len(wish) + model.layout.frame_tokens
@@ -200,6 +197,17 @@ def film(
             yield from _frames(model, [wish], begun, frames - 1, sampling)
 
     yield from _pictures(model, parts(), 1, preview)
+
+
+def _check_room(model: LoadedModel, wish: Sequence[int], frames: int) -> None:
+    """Raise ContextTooLong unless so many frames fit behind a prompt."""
+    room = (model.context - len(wish)) // model.layout.frame_tokens
+    if frames > room:
+        what_to_do = f"make at most {room} (--frames)" if room > 0 else "shorten the prompt"
+        raise ContextTooLong(
+            f"{frames} frame{'s' * (frames > 1)} and a prompt of {len(wish)} tokens are more than "
+            f"the context of {model.name} holds ({model.context} tokens): {what_to_do}"
+        )
 
 
 class _Part(NamedTuple):
@@ -222,6 +230,7 @@ def _draw(
 ) -> Iterator[_Part]:
     """The codes of one picture for each prompt."""
     wishes = [make_prompt(model.tokenizer, prompt, "image") for prompt in prompts]
+    _check_room(model, max(wishes, key=len), 1)
     nothing = np.zeros((0, model.config.frame_codes), np.int32)
     return _frames(model, wishes, nothing, 1, sampling, room)
 
@@ -278,7 +287,7 @@ def _pictures(
 def _one_ahead(parts: Iterator[_Part], meanwhile: Callable[[], None]) -> Iterator[_Part]:
     """Parts as they come from a thread, which makes the next while one is in use.
 
-    While it makes the first there is time to do something else.
+    `meanwhile` is called while it makes the first.
     """
     with ThreadPoolExecutor(1) as maker:
         coming = maker.submit(next, parts, None)

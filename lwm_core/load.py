@@ -24,6 +24,7 @@ from lwm_core.execution import Execution
 from lwm_core.hardware import GIB
 from lwm_core.memory import free_memory
 from lwm_core.mesh import device_line, missed_gpu
+from lwm_core.number_formats import usual_cache, usual_dtype, usual_rounding
 from lwm_core.plan import Plan, longest_context, room
 from lwm_core.presets import plan_here
 from lwm_core.source import Source, open_source, quantized
@@ -68,6 +69,11 @@ class LoadedModel:
         return device_line(self.how.mesh)
 
     @property
+    def numbers(self) -> str:
+        """What its weights are."""
+        return self.config.quantized or self.how.dtype.name
+
+    @property
     def hint(self) -> str | None:
         """A line about a GPU that is there and not used, or None."""
         return missed_gpu(self.how.mesh)
@@ -105,16 +111,15 @@ def load_model(
     check_implementation(attention)
     if cache not in (None, *costs.BYTES):
         raise UsageError(f"cache {cache!r} is unknown; choose one of {', '.join(costs.BYTES)}")
-    source = open_source(name)
-    platform = jax.default_backend()
-    usual = source.rounding if platform == "cpu" and dtype is None else None
+    source, platform = open_source(name), jax.default_backend()
+    usual = usual_rounding(source.config, source.rounding, platform, dtype)
     source = quantized(source, quantize or usual)
     if sees and source.image is None:
         raise TextOnly(name)
     _check_fit(name, source)
-    chosen = dtype or costs.usual_dtype(source.config, platform)
+    chosen = dtype or usual_dtype(source.config, platform)
     numpy_dtype = checkpoint.numpy_dtype(chosen)
-    cache = cache or costs.usual_cache(source.config, cast(Dtype, chosen))
+    cache = cache or usual_cache(source.config, cast(Dtype, chosen))
     work = Work(
         source.config,
         # What a context is asked for is to be read; without, the model will mostly write.
@@ -124,7 +129,8 @@ def load_model(
         cache_dtype=cast(CacheDtype, cache),
     )
     made, device_mesh = plan_here(mesh, work)
-    LOG.info("%s in %s, on %s as %s", source.path, chosen, device_line(device_mesh), made.mesh)
+    numbers = source.config.quantized or chosen
+    LOG.info("%s in %s, on %s as %s", source.path, numbers, device_line(device_mesh), made.mesh)
     how = Execution(device_mesh, jnp.dtype(numpy_dtype), attention)
     if context:
         _check_memory(name, device_mesh.local_devices, made)

@@ -16,7 +16,7 @@ from typing import get_args
 
 from lwm_core import checkpoint, download, lora, registry, vqgan
 from lwm_core.chat_templates import LWM, ChatStyle, read_template, recognise
-from lwm_core.config import ModelConfig, OriginalSizes, Quantization
+from lwm_core.config import ModelConfig, OriginalSizes, Quantization, rounding_of
 from lwm_core.errors import FormatError, ModelNotFound, TextOnly, UsageError
 from lwm_core.formats.lwm_jax import LwmJaxWeights, holds_vision
 from lwm_core.formats.streaming import StreamingFile
@@ -147,7 +147,9 @@ def _adapted(path: Path, like: str | None) -> Source:
     if source.config.quantized:
         raise UsageError(f"{path} is for a quantized model: name there the one that it was made of")
     how, factors = lora.open_adapter(path, source.config)
-    return dataclasses.replace(source, path=path, weights=lora.Merged(source.weights, factors, how))
+    merged = lora.Merged(source.weights, factors, how)
+    # What the base says of rounding is of its own weights.
+    return dataclasses.replace(source, path=path, weights=merged, rounding=None)
 
 
 def _find_base(path: Path) -> tuple[str, Path]:
@@ -250,7 +252,7 @@ def _directory(name: str, path: Path) -> Source:
         checkpoint.read_habits(path),
         template,
         tuple(assumed),
-        checkpoint.read_rounding(path),
+        rounding_of(values),
     )
 
 

@@ -303,6 +303,7 @@ def fingerprint(model: VQGAN) -> str:
     return state.hexdigest()[:16]
 
 
+# Of a model and pixels or codes, as the methods are.
 encode: Wrapped = jax.jit(VQGAN.encode)
 decode: Wrapped = jax.jit(VQGAN.decode)
 

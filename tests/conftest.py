@@ -14,7 +14,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# What tests compile runs once or twice: optimized, they take half as long again.
+# What tests compile runs once or twice: with LLVM's optimizations they take a fifth longer.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest
@@ -31,6 +31,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("xla"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(autouse=True)
+def optimized_where_slow(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Long checks are of programs as users run them."""
+    if not request.node.get_closest_marker("slow"):
+        yield
+        return
+    import jax
+
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,14 @@ def test_shares_are_of_what_is_counted(tiny: LoadedModel) -> None:
     assert (prefill.limit, decode.limit, train.limit) == ("arithmetic", "memory", "arithmetic")
 
 
+def test_of_a_rounded_model_the_plain_one_learns(tiny: LoadedModel, tiny_model: Path) -> None:
+    rounded = load_model(str(tiny_model), mesh="dp=8", quantize="int8")
+    (train,) = (one for one in bench.measure(rounded, UNIT, SHORT, 1) if one.job == "train")
+    learning = Work(tiny.config, "train", 64, 8)
+    flops = costs.flops(learning, "none") / 8
+    assert train.share == pytest.approx(flops / (8 * 64) * train.speed)
+
+
 def test_no_room_to_learn(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "free_memory", lambda devices: 1 << 16)
     assert "train" not in {one.job for one in bench.measure(tiny, UNIT, SHORT, 1)}

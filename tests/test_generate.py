@@ -17,13 +17,14 @@ import pytest
 from originals import open_original
 
 from lwm_core import decode, registry, vqgan
-from lwm_core.config import VQConfig
+from lwm_core.config import SIZES, VQConfig
 from lwm_core.convert import convert
-from lwm_core.errors import ContextTooLong, FormatError, ModelNotFound, UsageError
+from lwm_core.errors import ConfigError, ContextTooLong, FormatError, ModelNotFound, UsageError
 from lwm_core.execution import Execution
 from lwm_core.generate import Message, complete, draw, encode_media, film, reply
 from lwm_core.load import LoadedModel, load_model
 from lwm_core.mesh import make_mesh
+from lwm_core.number_formats import usual_rounding
 from lwm_core.sampling import Sampling
 from lwm_core.source import find_model, open_source
 from lwm_core.tokenizer import Tokenizer
@@ -342,6 +343,11 @@ def test_answers_use_what_room_is_left(tiny: LoadedModel) -> None:
     assert list(reply(tiny, [fitting], sampling=GREEDY, max_tokens=10_000))
 
 
+def test_pictures_that_do_not_fit_are_refused_first(tiny: LoadedModel) -> None:
+    with pytest.raises(ContextTooLong, match=r"^1 frame and a prompt .* shorten the prompt"):
+        draw(tiny, ["x", "many words " * 500], sampling=GREEDY)
+
+
 def test_films_that_do_not_fit_are_refused_first(tiny: LoadedModel) -> None:
     options = {"sampling": GREEDY, "image_sampling": GREEDY}
     with pytest.raises(ContextTooLong, match="at most") as caught:
@@ -406,10 +412,38 @@ def test_a_model_may_say_what_a_cpu_rounds_it_to(
     assert load_model(str(tmp_path / "copy"), mesh="dp=8").config.quantized is None
 
 
+def test_it_rounds_nothing_elsewhere_and_nothing_twice() -> None:
+    plain, rounded = SIZES["7b"], dataclasses.replace(SIZES["7b"], quantized="int4")
+    assert usual_rounding(plain, "int8", "cpu", None) == "int8"
+    assert usual_rounding(plain, "int8", "gpu", None) is None
+    assert usual_rounding(plain, "int8", "cpu", "bfloat16") is None
+    assert usual_rounding(rounded, "int8", "cpu", None) is None
+
+
 def test_a_rounding_that_is_unknown(tiny_model: Path, tmp_path: Path) -> None:
     name = said_to_round(tiny_model, tmp_path / "model", "int3")
-    with pytest.raises(FormatError, match=r"lwm\.quantize is none of the known formats"):
+    with pytest.raises(ConfigError, match=r"lwm\.quantize is 'int3'; choose one of int8, int4"):
         load_model(name, mesh="dp=8")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_draws_is_made_ready_for_what_is_drawn(
+    tiny: LoadedModel, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of so many pictures at once, or of a film's frames one by one."""
+    ready, drawn = [], []
+    decoded = vqgan.decode
+    monkeypatch.setattr(vqgan, "make_ready_to_decode", lambda _, frames: ready.append(frames))
+    monkeypatch.setattr(
+        vqgan, "decode", lambda image, codes: drawn.append(codes) or decoded(image, codes)
+    )
+    made = draw(tiny, ["x"] * count, sampling=GREEDY)
+    assert len(whole_frames(made)) == count
+    if count == 1:
+        made = film(tiny, "x", frames=2, sampling=GREEDY, image_sampling=GREEDY)
+        assert len(whole_frames(made)) == 2
+    assert {len(codes) for codes in drawn} == set(ready)
+    assert {codes.dtype for codes in drawn} == {np.dtype(np.int32)}
 
 
 @pytest.mark.parametrize("mesh", ["fsdp=2,tp=2,dp=2", "fsdp=2,sp=2,dp=2"])

@@ -24,7 +24,7 @@ LAYERS = (
     {"axes", "execution", "collectives", "integers"},
     {"kernels"},
     {"costs", "mesh", "ring", "cache"},
-    {"plan", "attention", "memory"},
+    {"plan", "attention", "memory", "number_formats"},
     {"presets"},
     {"layers", "parameters", "tokenizer", "tensor_files", "world", "media"},
     {"tokenizer_json", "weight_tree"},
@@ -46,7 +46,16 @@ LAYERS = (
 )
 """Modules and packages of the core from the bottom up; each uses only what stands below it."""
 
-STANDARD_LIBRARY_ONLY = ("errors", "config", "registry", "hardware", "axes", "costs", "plan")
+STANDARD_LIBRARY_ONLY = (
+    "errors",
+    "config",
+    "registry",
+    "hardware",
+    "axes",
+    "costs",
+    "plan",
+    "number_formats",
+)
 FORBIDDEN_CALLS = {"print", "input", "exit", "quit", "eval", "exec", "compile", "__import__"}
 WRITES_PICKLES = "lwm_core/formats/lwm_jax_writer.py"
 """It writes the original's format, which is a pickle, and reads none."""

@@ -330,10 +330,10 @@ def test_a_context_belongs_to_its_kind_of_weights(tiny_model: Path, tmp_path: Pa
     save_context(path, rounded, read_context(rounded, [5, 6, 7, 8]))
     assert describe_context(path)["quantize"] == "int8"
     assert open_context(path, rounded).ids == [5, 6, 7, 8]
-    with pytest.raises(UsageError, match="was read with --quantize int8, not none"):
+    with pytest.raises(UsageError, match="was read with --quantize int8, not as"):
         open_context(path, whole)
     save_context(path, whole, read_context(whole, [5, 6, 7, 8]))
-    with pytest.raises(UsageError, match="was read with --quantize none, not int8"):
+    with pytest.raises(UsageError, match="was read with --dtype float32, not as"):
         open_context(path, rounded)
 
 

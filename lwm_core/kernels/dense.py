@@ -67,17 +67,27 @@ def _weighted(weights: jax.Array, v: jax.Array | Quantized, dtype: jnp.dtype) ->
 
     def of_plain(weights: jax.Array, v: jax.Array | Quantized) -> jax.Array:
         weights, v = weights.astype(dtype), plain(v, dtype)
-        slots, size = v.shape[2:]
-        if weights.shape[2] == 1 and slots % (RUN // size) == 0:
-            # XLA's CPU backend goes over the values several times, each time for some of H.
-            weights, v = (
-                part.reshape(*part.shape[:2], -1, RUN // size, last)
-                for part, last in ((weights, 1), (v, size))
-            )
-            return _dot("bknsr,bknsh->bknrh", weights, v).sum(axis=2)
-        return _dot("bkrs,bksh->bkrh", weights, v)
+        run = 1 << (RUN // v.shape[3]).bit_length() - 1
+        if weights.shape[2] > 1 or v.shape[2] == run or v.shape[2] % run:
+            return _sums(weights, v)
+        return lax.platform_dependent(weights, v, cpu=partial(_in_runs, run), default=_sums)
 
     return _by_kind(of_plain, integers.weighted, weights, v)
+
+
+def _in_runs(run: int, weights: jax.Array, v: jax.Array) -> jax.Array:
+    """As `_sums`, for a lone query, in runs of so many slots.
+
+    XLA's CPU backend goes over the values several times, each time for some of H.
+    """
+    batch, heads, slots, size = v.shape
+    cut = (batch * heads, slots // run, 1, run), (batch * heads, slots // run, run, size)
+    sums = _sums(weights.reshape(cut[0]), v.reshape(cut[1]))
+    return sums.sum(axis=1).reshape(batch, heads, 1, size)
+
+
+def _sums(weights: jax.Array, v: jax.Array) -> jax.Array:
+    return _dot("bkrs,bksh->bkrh", weights, v)
 
 
 def _by_kind(

@@ -102,6 +102,18 @@ def test_a_model_that_must_be_opened(capsys: pytest.CaptureFixture[str], smollm:
     assert found["context"] == smollm.config.max_length
 
 
+def test_what_a_cpu_rounds_is_planned_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Though not where it learns."""
+
+    def parameters(*words: str) -> int:
+        return facts(capsys, "-m", "nano", "--on", "cpu", *words)["memory"]["parameters"]
+
+    decode = ("--job", "decode")
+    plain = parameters(*decode, "--dtype", "float32")
+    assert parameters(*decode) == parameters(*decode, "--quantize", "int8") < 0.3 * plain
+    assert parameters("--job", "train") == plain
+
+
 def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     found = facts(capsys, "--job", "prefill", "--batch", "8")
     assert (found["topology"], found["model"]) == ("8xcpu", "nano")  # as the tests see it

@@ -13,7 +13,7 @@ import pytest
 
 README = Path(__file__).parents[2] / "README.md"
 AS_USERS = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
-"""One device, and programs that are worth their time."""
+"""One device, and programs that are optimized."""
 
 
 def first_block(language: str) -> str:
@@ -38,6 +38,7 @@ def test_a_walk_with_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             stdout=subprocess.PIPE,
             text=True,
             check=True,
+            timeout=600,
         ).stdout.splitlines()
 
     def answers(*model: str) -> list[str]:

@@ -110,6 +110,9 @@ def asked(words: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(
         __main__, "start_with_heap", lambda *, for_threads: found.append(for_threads)
     )
+    frozen: list[bool] = []
     monkeypatch.setattr("gc.set_threshold", lambda *_: None)
+    monkeypatch.setattr("gc.freeze", lambda: frozen.append(True))
     assert __main__.run() == 0
+    assert frozen
     return found
