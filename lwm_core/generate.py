@@ -200,7 +200,8 @@ def film(
 
 
 def _check_room(model: LoadedModel, wish: Sequence[int], frames: int) -> None:
-    """Raise ContextTooLong unless so many frames fit behind a prompt."""
+    """Raise TextOnly, or ContextTooLong, unless so many frames can be made behind a prompt."""
+    _image_tokenizer(model)
     room = (model.context - len(wish)) // model.layout.frame_tokens
     if frames > room:
         what_to_do = f"make at most {room} (--frames)" if room > 0 else "shorten the prompt"
