@@ -13,11 +13,11 @@ import typer
 from lwm_cli import loading, options
 from lwm_cli.ui import Screen, print_table
 from lwm_core import registry
-from lwm_core.config import SIZES, ModelConfig, Quantization, rounding_of
+from lwm_core.config import SIZES, ModelConfig, Quantization
 from lwm_core.costs import Job, Work, count_parameters
 from lwm_core.errors import DoesNotFit, UsageError
 from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
-from lwm_core.number_formats import usual_cache, usual_dtype, usual_rounding
+from lwm_core.number_formats import rounding_of, usual_cache, usual_dtype, usual_rounding
 from lwm_core.plan import Plan, longest_context, room, smallest_slice
 from lwm_core.presets import plan_for
 

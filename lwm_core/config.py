@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lwm_core.errors import ConfigError
 
@@ -247,15 +247,6 @@ def _vocabulary(values: Mapping[str, Any]) -> dict[str, Any]:
         key: _whole(named, f"lwm.{key}", getattr(ModelConfig, key, None), least)
         for key, least in _LEAST.items()
     }
-
-
-def rounding_of(values: Mapping[str, Any]) -> Quantization | None:
-    """What a configuration says that a CPU is to round plain weights to. Raises ConfigError."""
-    kind = values.get("lwm", {}).get("quantize")
-    if kind not in (None, *get_args(Quantization)):
-        known = ", ".join(get_args(Quantization))
-        raise ConfigError(f"config.json: lwm.quantize is {kind!r:.40}; choose one of {known}")
-    return kind
 
 
 @dataclass(frozen=True)

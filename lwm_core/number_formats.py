@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, get_args
+
 from lwm_core.config import ModelConfig, Quantization
 from lwm_core.costs import CacheDtype, Dtype
+from lwm_core.errors import ConfigError
+
+
+def rounding_of(values: Mapping[str, Any]) -> Quantization | None:
+    """What a configuration says that a CPU is to round plain weights to. Raises ConfigError."""
+    kind = values.get("lwm", {}).get("quantize")
+    if kind not in (None, *get_args(Quantization)):
+        known = ", ".join(get_args(Quantization))
+        raise ConfigError(f"config.json: lwm.quantize is {kind!r:.40}; choose one of {known}")
+    return kind
 
 
 def usual_rounding(

@@ -16,7 +16,7 @@ from typing import get_args
 
 from lwm_core import checkpoint, download, lora, registry, vqgan
 from lwm_core.chat_templates import LWM, ChatStyle, read_template, recognise
-from lwm_core.config import ModelConfig, OriginalSizes, Quantization, rounding_of
+from lwm_core.config import ModelConfig, OriginalSizes, Quantization
 from lwm_core.errors import FormatError, ModelNotFound, TextOnly, UsageError
 from lwm_core.formats.lwm_jax import LwmJaxWeights, holds_vision
 from lwm_core.formats.streaming import StreamingFile
@@ -24,6 +24,7 @@ from lwm_core.formats.torch_bin import TorchFiles
 from lwm_core.formats.vqgan_names import rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
 from lwm_core.hub.address import is_written
+from lwm_core.number_formats import rounding_of
 from lwm_core.rounded import rounded, unpacked
 from lwm_core.tensor_files import TensorFiles, read_json
 from lwm_core.vocabulary import AnyTokenizer, load_tokenizer

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +16,14 @@ import pytest
 from originals import open_original
 
 from lwm_core import decode, registry, vqgan
-from lwm_core.config import SIZES, VQConfig
-from lwm_core.convert import convert
-from lwm_core.errors import ConfigError, ContextTooLong, FormatError, ModelNotFound, UsageError
+from lwm_core.config import VQConfig
+from lwm_core.errors import ContextTooLong, FormatError, ModelNotFound, UsageError
 from lwm_core.execution import Execution
 from lwm_core.generate import Message, complete, draw, encode_media, film, reply
 from lwm_core.load import LoadedModel, load_model
 from lwm_core.mesh import make_mesh
-from lwm_core.number_formats import usual_rounding
 from lwm_core.sampling import Sampling
-from lwm_core.source import find_model, open_source
+from lwm_core.source import find_model
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokens import make_prompt, unconditional_prompt
 from lwm_core.types import Frame, Progress
@@ -375,55 +372,6 @@ def test_bfloat16_is_about_the_same(
     assert half.device in told
     assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
     assert generate(half, [[1, 40]], max_tokens=8, stops=False).shape == (1, 8)
-
-
-@pytest.mark.parametrize(
-    ("quantize", "dtype", "expected"),
-    [(None, None, "float32"), ("int8", None, "bfloat16"), ("int8", "float32", "float32")],
-)
-def test_what_is_computed_in_by_default(
-    tiny_model: Path, quantize: Literal["int8"] | None, dtype: str | None, expected: str
-) -> None:
-    model = load_model(str(tiny_model), mesh="dp=8", quantize=quantize, dtype=dtype)
-    assert model.how.dtype == expected
-    assert generate(model, [[1, 40]], max_tokens=4, stops=False).shape == (1, 4)
-
-
-def said_to_round(model: Path, folder: Path, kind: str) -> str:
-    """A copy of a model directory that says what a CPU is to round it to; returns its path."""
-    shutil.copytree(model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["lwm"]["quantize"] = kind
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({}, "int8"), ({"dtype": "float32"}, None), ({"quantize": "int4"}, "int4")],
-)
-def test_a_model_may_say_what_a_cpu_rounds_it_to(
-    tiny_model: Path, tmp_path: Path, options: dict[str, Any], expected: str | None
-) -> None:
-    """What is made of it has other weights, and does not."""
-    name = said_to_round(tiny_model, tmp_path / "model", "int8")
-    assert load_model(name, mesh="dp=8", **options).config.quantized == expected
-    convert(open_source(name), tmp_path / "copy", dtype="float32")
-    assert load_model(str(tmp_path / "copy"), mesh="dp=8").config.quantized is None
-
-
-def test_it_rounds_nothing_elsewhere_and_nothing_twice() -> None:
-    plain, rounded = SIZES["7b"], dataclasses.replace(SIZES["7b"], quantized="int4")
-    assert usual_rounding(plain, "int8", "cpu", None) == "int8"
-    assert usual_rounding(plain, "int8", "gpu", None) is None
-    assert usual_rounding(plain, "int8", "cpu", "bfloat16") is None
-    assert usual_rounding(rounded, "int8", "cpu", None) is None
-
-
-def test_a_rounding_that_is_unknown(tiny_model: Path, tmp_path: Path) -> None:
-    name = said_to_round(tiny_model, tmp_path / "model", "int3")
-    with pytest.raises(ConfigError, match=r"lwm\.quantize is 'int3'; choose one of int8, int4"):
-        load_model(name, mesh="dp=8")
 
 
 @pytest.mark.parametrize("count", [1, 3])
