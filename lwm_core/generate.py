@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from lwm_core import vqgan
@@ -32,11 +31,6 @@ __all__ = [
     "reply",
 ]
 
-FRAMES = 8
-"""Frames per compiled call of the image tokenizer, at most."""
-CPU_PIXELS = FRAMES * 64 * 64
-"""Pixels of them together on a CPU, where larger frames gain nothing by company."""
-
 OnProgress = Callable[[Progress], None]
 
 
@@ -53,24 +47,7 @@ def encode_media(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
             f"{len(frames)} frames are more than the context of {model.name} holds "
             f"({model.context} tokens): show at most {room} (--frames)"
         )
-    pixels = vqgan.to_unit(prepare(frames, image.config.resolution))
-    return vqgan.in_batches(lambda part: vqgan.encode(image, part), pixels, frames_at_once(image))
-
-
-def decode_frames(model: LoadedModel, codes: np.ndarray) -> np.ndarray:
-    """Codes, int32 `[F, frame_codes]`, to pixels, uint8 `[F, resolution, resolution, 3]`."""
-    image = _image_tokenizer(model)
-
-    def draw(part: np.ndarray) -> np.ndarray:
-        return vqgan.to_bytes(vqgan.decode(image, part))
-
-    return vqgan.in_batches(draw, codes, frames_at_once(image))
-
-
-def frames_at_once(image: vqgan.VQGAN) -> int:
-    """How many frames go in one compiled call."""
-    fitting = CPU_PIXELS // image.config.resolution**2
-    return min(FRAMES, max(1, fitting)) if jax.default_backend() == "cpu" else FRAMES
+    return vqgan.encode_frames(image, prepare(frames, image.config.resolution))
 
 
 def _image_tokenizer(model: LoadedModel) -> vqgan.VQGAN:
@@ -272,7 +249,7 @@ def _pictures(
 ) -> Iterator[Progress | Frame]:
     """Progress and pictures; one part of the codes is drawn while the one before is shown."""
     image, layout, shown = _image_tokenizer(model), model.layout, 0
-    at_once = vqgan.batch_size(rows, frames_at_once(image))
+    at_once = vqgan.frames_at_once(image.config, rows)
     ready = partial(vqgan.make_ready_to_decode, image, at_once)
     for part in _one_ahead(parts, meanwhile=ready):
         yield Progress(part.phase, part.codes.shape[1], part.total, "codes")
@@ -304,5 +281,5 @@ def _show(model: LoadedModel, codes: np.ndarray, index: int, complete: bool) -> 
         return
     missing = model.layout.frame_codes - codes.shape[1]
     codes = np.pad(codes, ((0, 0), (0, missing)), mode="edge")
-    for row, pixels in enumerate(decode_frames(model, codes)):
+    for row, pixels in enumerate(vqgan.decode_frames(_image_tokenizer(model), codes)):
         yield Frame(row, index, pixels, complete, codes[row])

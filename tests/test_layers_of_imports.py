@@ -26,7 +26,7 @@ LAYERS = (
     {"costs", "mesh", "ring", "cache"},
     {"plan", "attention", "memory", "number_formats"},
     {"presets"},
-    {"layers", "parameters", "tokenizer", "tensor_files", "world", "media"},
+    {"layers", "winograd", "parameters", "tokenizer", "tensor_files", "world", "media"},
     {"tokenizer_json", "weight_tree"},
     {"vocabulary", "chat_templates"},
     {"tokens", "transformer", "vqgan", "sampling", "hub"},

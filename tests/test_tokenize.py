@@ -379,12 +379,12 @@ def test_a_question_without_an_answer_is_told(make: Make, media: Path) -> None:
     }
 
 
-def test_progress_counts_what_is_done(make: Make) -> None:
+def test_progress_counts_what_is_done(make: Make, image: vqgan.VQGAN) -> None:
     seen: list[Progress] = []
     make(on_progress=seen.append)
     assert all(event.total == len(LENGTHS) and "frames/s" in event.unit for event in seen)
     done = [event.done for event in seen]
-    assert len(done) == -(-sum(LENGTHS.values()) // flow.BATCH)
+    assert len(done) == -(-sum(LENGTHS.values()) // vqgan.frames_at_once(image.config))
     assert done == sorted(done)
 
 

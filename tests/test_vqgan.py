@@ -126,6 +126,14 @@ def test_made_ready_it_is_not_compiled_again(caplog: pytest.LogCaptureFixture) -
     assert compiles(5)
 
 
+@pytest.mark.parametrize(
+    ("resolution", "frames", "expected"),
+    [(256, 1, 1), (256, 3, 4), (256, 100, 4), (64, 100, 16), (64, 5, 8), (1024, 9, 1)],
+)
+def test_few_sizes_of_batches(resolution: int, frames: int, expected: int) -> None:
+    assert vqgan.frames_at_once(VQConfig(resolution=resolution), frames) == expected
+
+
 def test_bytes() -> None:
     """Truncated, not rounded, as the original does; pixels that came from bytes return to them."""
     values = np.array([-1.0, -0.99, 0.0, 0.999, 1.0], np.float32)

@@ -25,10 +25,8 @@ from lwm_core.tokenize.examples import Revision, examples, known_tasks, tally
 from lwm_core.tokenize.folder import open_folder
 from lwm_core.tokenize.manifest import Manifest
 from lwm_core.tokenize.media import Failure, Medium, find_media, fingerprint
-from lwm_core.types import Array, Progress
+from lwm_core.types import Progress
 
-BATCH = 16
-"""Frames per compiled call of the image tokenizer."""
 THREADS = min(8, os.cpu_count() or 1)
 """Media that are decoded at a time; so many more wait decoded."""
 
@@ -108,9 +106,10 @@ def tokenize(
 
         for failure in found.failures:
             refuse(failure)
-        encode = meter.counting(partial(vqgan.encode, image))
+        encode = meter.counting(partial(vqgan.encode_frames, image))
+        at_once = vqgan.frames_at_once(image.config)
         with closing(_decoded(waiting, read)) as clips:
-            for medium, codes in _encoded(clips, encode, refuse):
+            for medium, codes in _encoded(clips, encode, at_once, refuse):
                 data.add(examples(medium, codes, tasks))
                 done.append(medium)
                 meter.media += 1
@@ -164,9 +163,9 @@ def _decoded(
 
 
 def _encoded(
-    clips: Iterable[Decoded], encode: Encode, refuse: Callable[[Failure], None]
+    clips: Iterable[Decoded], encode: Encode, at_once: int, refuse: Callable[[Failure], None]
 ) -> Iterator[tuple[Medium, np.ndarray]]:
-    """Media with their codes, int32 `[F, frame_codes]`; frames go `BATCH` at a time, whosever
+    """Media with their codes, int32 `[F, frame_codes]`; frames go `at_once` at a time, whosever
     they are."""
     waiting: deque[tuple[Medium, int]] = deque()
     frames: list[np.ndarray] = []
@@ -177,9 +176,9 @@ def _encoded(
             continue
         waiting.append((medium, len(pixels)))
         frames.extend(pixels)
-        while len(frames) >= BATCH:
-            codes.extend(encode(np.stack(frames[:BATCH])))
-            del frames[:BATCH]
+        while len(frames) >= at_once:
+            codes.extend(encode(np.stack(frames[:at_once])))
+            del frames[:at_once]
         yield from _whole(waiting, codes)
     if frames:
         codes.extend(encode(np.stack(frames)))
@@ -208,11 +207,11 @@ class _Meter:
     def seconds(self) -> float:
         return time.perf_counter() - self._began
 
-    def counting(self, encode: Callable[[np.ndarray], Array]) -> Encode:
-        """An encoder of any number of frames that counts them."""
+    def counting(self, encode: Encode) -> Encode:
+        """The encoder, counting frames."""
 
         def counted(frames: np.ndarray) -> np.ndarray:
-            codes = vqgan.in_batches(lambda part: encode(vqgan.to_unit(part)), frames, BATCH)
+            codes = encode(frames)
             self.frames += len(frames)
             if self._tell:
                 speed = f"{self.frames / self.seconds:.1f} frames/s"

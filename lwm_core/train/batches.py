@@ -33,8 +33,6 @@ from lwm_core.types import Batch
 TOLD = ("malformed", "too_long", "left_out", "epoch")
 """What is told of a stream: records that could not be read, examples that exceed a row or were not
 learned from, and in which epoch it is, of each source where they are mixed."""
-ENCODE_BATCH = 16
-"""Frames per compiled call of the image tokenizer."""
 
 Cursor = dict[str, Any]
 """A place in the data, as JSON."""
@@ -212,5 +210,4 @@ def _no_frames(frames: np.ndarray) -> np.ndarray:
 
 
 def _encoder_of_frames(image: vqgan.VQGAN) -> Encode:
-    encode = partial(vqgan.encode, image)
-    return lambda frames: vqgan.in_batches(encode, vqgan.to_unit(frames), ENCODE_BATCH)
+    return partial(vqgan.encode_frames, image)
