@@ -26,7 +26,7 @@ LAYERS = (
     {"costs", "mesh", "ring", "cache"},
     {"plan", "attention", "memory", "number_formats"},
     {"presets"},
-    {"layers", "winograd", "parameters", "tokenizer", "tensor_files", "world", "media"},
+    {"layers", "convolution", "parameters", "tokenizer", "tensor_files", "world", "media"},
     {"tokenizer_json", "weight_tree"},
     {"vocabulary", "chat_templates"},
     {"tokens", "transformer", "vqgan", "sampling", "hub"},

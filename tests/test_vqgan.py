@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm_core import vqgan
+from lwm_core import convolution, vqgan
 from lwm_core.config import VQConfig
 from lwm_core.errors import FormatError
 from lwm_core.formats.vqgan_names import our_name, rename_lwm_vqgan
@@ -61,6 +61,14 @@ def assert_golden(path: Path) -> None:
 
 def test_original(reference: Path) -> None:
     assert_golden(reference / "vqgan/vqgan_params.pkl")
+
+
+def test_original_in_tiles(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With convolutions in tiles, which so few channels usually do not have."""
+    monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 32)
+    jax.clear_caches()
+    assert_golden(reference / "vqgan/vqgan_params.pkl")
+    jax.clear_caches()
 
 
 def test_original_written_by_flax(shared: Path) -> None:
@@ -127,11 +135,36 @@ def test_made_ready_it_is_not_compiled_again(caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.parametrize(
-    ("resolution", "frames", "expected"),
-    [(256, 1, 1), (256, 3, 4), (256, 100, 4), (64, 100, 16), (64, 5, 8), (1024, 9, 1)],
+    ("platform", "resolution", "frames", "expected"),
+    [
+        ("cpu", 256, 1, 1),
+        ("cpu", 256, 3, 4),
+        ("cpu", 256, 100, 4),
+        ("cpu", 64, 5, 8),
+        ("cpu", 1024, 9, 1),
+        ("gpu", 1024, 9, 8),
+        ("gpu", 256, 2, 2),
+    ],
 )
-def test_few_sizes_of_batches(resolution: int, frames: int, expected: int) -> None:
+def test_few_sizes_of_batches(
+    platform: str, resolution: int, frames: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
     assert vqgan.frames_at_once(VQConfig(resolution=resolution), frames) == expected
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 9])
+def test_frames_in_batches(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those of each alone; only the last batch is filled up, and to a power of two."""
+    monkeypatch.setattr(vqgan, "AT_ONCE", 4)
+    model, random = vqgan.create(SMALL), np.random.default_rng(0)
+    frames = random.integers(0, 256, (count, 16, 16, 3), np.uint8)
+    codes = vqgan.encode_frames(model, frames)
+    alone = [vqgan.encode(model, vqgan.to_unit(frame[None])) for frame in frames]
+    np.testing.assert_array_equal(codes, np.concatenate(alone))
+    drawn = vqgan.decode_frames(model, codes)
+    alone = [vqgan.to_bytes(vqgan.decode(model, code[None])) for code in codes]
+    np.testing.assert_array_equal(drawn, np.concatenate(alone))
 
 
 def test_bytes() -> None:

@@ -1,13 +1,14 @@
-"""Convolutions of 3x3 by a quarter of the products (Winograd 1980; Lavin and Gray 2016).
+"""Convolutions; on a CPU those of 3x3 with many channels by a quarter of the products.
 
 A tile of 4x4 results needs 144 products for each pair of channels. As values of polynomials at six
-points each way it needs 36, with a few sums before and after: F(4x4, 3x3). On CPUs, where such
-convolutions are bound by arithmetic; other platforms' libraries choose for themselves.
+points each way it needs 36, with sums before and after: F(4x4, 3x3) of Winograd (1980) and of Lavin
+and Gray (2016). Other platforms' libraries choose for themselves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,20 +19,22 @@ from lwm_core.types import Array
 
 TILE, TAPS = 4, 3
 POINTS = (0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
-"""And infinity. Reciprocal points round least (Barabasz et al. 2020): in float32 the error is two
-to three times that of direct sums, where 0, 1, -1, 2 and -2 make it ten times that."""
+"""And infinity. Points that are each other's reciprocals round least (Alam et al. 2022): with 128
+channels in float32 the error is three times that of direct sums, and by 0, 1, -1, 2 and -2 six
+times, the largest of many 17 times."""
 
-FEWEST_CHANNELS, FEWEST_TILES = 32, 16
-"""With fewer channels the sums before and after cost more than they save; with fewer tiles, those
-for kernels."""
-
+FEWEST_CHANNELS = 128
+"""With fewer, products are so small that sums before and after cost more than they save."""
+FEWEST_TILES = 16
+"""In a frame, whatever else is in its batch: with fewer, to transform the kernel costs more."""
 
 Parts = jax.Array | Sequence[jax.Array]
+"""Arrays of one shape, or one array of them along its first axis."""
 
 
 def _transforms() -> tuple[np.ndarray, ...]:
-    """The matrices of Toom and Cook, float32: they make results `[4, 6]` of the products of kernels
-    `[6, 3]` and inputs `[6, 6]`.
+    """The matrices of Toom and Cook, float32: that of results `[4, 6]`, of kernels `[6, 3]` and of
+    inputs `[6, 6]`.
 
     To multiply polynomials, evaluate both, multiply the values and interpolate. Transposed, that
     convolves: inputs interpolate, and results evaluate.
@@ -47,33 +50,41 @@ def _transforms() -> tuple[np.ndarray, ...]:
 RESULTS, KERNELS, INPUTS = _transforms()
 
 
-def serves(x: Array, kernel: Array) -> bool:
-    """Whether `convolve` takes `x [F, height, width, in]` and a kernel `[h, w, in, out]`."""
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Any = "SAME") -> jax.Array:
+    """`x [F, height, width, in]` convolved with `kernel [h, w, in, out]`, in their dtype."""
+    if (stride, padding) == (1, "SAME") and is_for_tiles(x, kernel):
+        return in_tiles(x, kernel)
+    return directly(x, kernel, stride, padding)
+
+
+def directly(x: jax.Array, kernel: jax.Array, stride: int = 1, padding: Any = "SAME") -> jax.Array:
+    """As `convolve`, by the definition."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=layout)
+
+
+def is_for_tiles(x: Array, kernel: Array) -> bool:
+    """Whether `in_tiles` can convolve the two, and is faster."""
     _, height, width, _ = x.shape
     *size, channels, outputs = kernel.shape
     is_tiled = height % TILE == width % TILE == 0
     is_large = height * width >= FEWEST_TILES * TILE**2
     is_deep = min(channels, outputs) >= FEWEST_CHANNELS
-    return size == [TAPS, TAPS] and is_tiled and is_large and is_deep
+    is_plain = x.dtype == kernel.dtype == np.float32
+    return size == [TAPS, TAPS] and is_tiled and is_large and is_deep and is_plain
 
 
 @jax.custom_vjp
-def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def in_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x [F, height, width, in]` convolved with `kernel [3, 3, in, out]`, with padding "SAME".
 
-    Height and width are multiples of 4.
+    All is float32; height and width are multiples of 4. It has gradients, but no forward mode.
     """
     return lax.platform_dependent(x, kernel, cpu=_by_points, default=directly)
 
 
-def directly(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """The same by its definition."""
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
-
-
 def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve(x, kernel), (x, kernel)
+    return in_tiles(x, kernel), (x, kernel)
 
 
 def _backward(
@@ -83,14 +94,15 @@ def _backward(
     x, kernel = seen
     transposed = kernel[::-1, ::-1].swapaxes(2, 3)
     _, of_kernel = jax.vjp(lambda kernel: directly(x, kernel), kernel)
-    return convolve(gradient, transposed), *of_kernel(gradient)
+    return in_tiles(gradient, transposed), *of_kernel(gradient)
 
 
-convolve.defvjp(_forward, _backward)
+in_tiles.defvjp(_forward, _backward)
 
 
 def _by_points(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """In steps that XLA does well on a CPU: products of matrices, and sums that write one array."""
+    """As `in_tiles`, in steps that XLA does well on a CPU: products of matrices, and sums that
+    write one array."""
     frames, height, width, channels = x.shape
     rows, columns, outputs = height // TILE, width // TILE, kernel.shape[-1]
     points = len(INPUTS)
@@ -117,7 +129,7 @@ def _by_points(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _combine(matrix: np.ndarray, parts: Parts, axis: int) -> jax.Array:
-    """Sums of parts weighted by each row of a matrix, the rows along a new axis."""
+    """Sums of n parts weighted by each row of a matrix `[m, n]`; a new axis has the m sums."""
     behind = parts[0].ndim - axis
     terms = [
         jnp.expand_dims(part, axis) * weights.reshape(-1, *[1] * behind)
