@@ -163,9 +163,8 @@ def test_two_processes_write_the_tokens_of_one(tmp_path: Path, tiny_model: Path)
         np.testing.assert_array_equal(first[name], weight, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "packing", ["masked", pytest.param("concatenated", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", ["masked", "concatenated"])
 def test_two_processes_share_the_data(tmp_path: Path, tiny_model: Path, packing: str) -> None:
     """Each reads its part, in rows that grow; what was resumed is what was not, to the last bit."""
     rng = np.random.default_rng(0)

@@ -117,7 +117,7 @@ def packed(seed: int, rows: int, length: int) -> Case:
     return Case(*heads, places, normal(4, length, 8), d_lse)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(
     spec=st.sampled_from(MESHES),
     rows=st.sampled_from([2, 4]),

@@ -171,6 +171,7 @@ def test_on_ever_fewer_devices(
     np.testing.assert_allclose(figures(tmp_path / "run"), whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_another_number_of_processes(
     recipe: dict[str, Any], whole: np.ndarray, tmp_path: Path
 ) -> None:
