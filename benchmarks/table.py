@@ -23,6 +23,7 @@ BESIDE = {
     ("decode after 512", "float32"): ["transformers float32"],
     ("decode after 2048", "float32"): ["transformers float32"],
     ("prefill 2048", "bfloat16"): ["transformers bfloat16", "llama.cpp Q4_1"],
+    ("prefill 2048", "int8"): ["transformers bfloat16", "llama.cpp Q4_1"],
 }
 """What stands in the table of SmolLM2, and beside which other programs."""
 

@@ -275,6 +275,7 @@ def test_the_table_sets_each_figure_beside_its_peer() -> None:
     )
     assert found[4:] == [
         "| SmolLM2-135M, prefill 2048, bfloat16 | 1000 tok/s | llama.cpp Q4_1: 60 | 16.67 × |",
+        "| SmolLM2-135M, prefill 2048, int8 | 90 tok/s | llama.cpp Q4_1: 60 | 1.50 × |",
         "| 58M parameters, train, float32 | 512 tok/s | the original, float32: 256 | 2.00 × |",
         "| nano, training, bfloat16 | 4500 tok/s | | |",
         "| image tokenizer, 256×256, encode | 0.9 frames/s | written plainly: 0.6 | 1.50 × |",
