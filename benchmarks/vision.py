@@ -2,8 +2,8 @@
 
 Frames a second of the image tokenizer at the published size, with random weights, beside the same
 network written down plainly, in one run; and the seconds that eight frames of an hour of film take,
-which is rendered first. A figure is the least of a few runs, which take turns; each comes behind
-one of the same, as the batches of a clip do, and finds the memory that it needs.
+which is rendered first. A figure is the least of a few runs. Those of the tokenizers take turns;
+each comes behind one of the same, as the batches of a clip do, and finds the memory that it needs.
 """
 
 from __future__ import annotations

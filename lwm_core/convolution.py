@@ -110,13 +110,15 @@ def _by_points(x: jax.Array, kernel: jax.Array) -> jax.Array:
     beside = (1, TILE - 1)  # a window begins one before its tile; the last block is half used
     padded = jnp.pad(x, ((0, 0), beside, beside, (0, 0)))
     padded = padded.reshape(frames, rows + 1, TILE, columns + 1, TILE, channels)
+    # [6, F, rows, columns + 1, 4, in]
     windows = jnp.stack([padded[:, i // TILE :][:, :rows, i % TILE] for i in range(points)])
     # A product is kept in memory; sums would be made again for each column that looks at them.
     by_row = jnp.dot(INPUTS, windows.reshape(points, -1)).reshape(windows.shape)
     by_column = [by_row[:, :, :, j // TILE :][:, :, :, :columns, j % TILE] for j in range(points)]
-    inputs = _combine(INPUTS, by_column, axis=1)
-    kernels = jnp.dot(np.kron(KERNELS, KERNELS), kernel.reshape(TAPS**2, -1))
+    inputs = _combine(INPUTS, by_column, axis=1)  # [6, 6, F, rows, columns, in]
+    kernels = jnp.dot(np.kron(KERNELS, KERNELS), kernel.reshape(TAPS**2, -1))  # [36, in * out]
 
+    # [36, F * rows * columns, out]
     products = lax.dot_general(
         inputs.reshape(points**2, -1, channels),
         kernels.reshape(points**2, channels, outputs),
@@ -124,6 +126,7 @@ def _by_points(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
     of_rows = jnp.dot(RESULTS, products.reshape(points, -1))
     of_rows = of_rows.reshape(TILE, points, frames, rows, columns, outputs)
+    # [F, rows, 4, columns, 4, out]
     results = _combine(RESULTS, of_rows.transpose(1, 2, 3, 0, 4, 5), axis=4)
     return results.reshape(frames, height, width, outputs)
 

@@ -249,8 +249,7 @@ def _pictures(
 ) -> Iterator[Progress | Frame]:
     """Progress and pictures; one part of the codes is drawn while the one before is shown."""
     image, layout, shown = _image_tokenizer(model), model.layout, 0
-    at_once = vqgan.frames_at_once(image.config, rows)
-    ready = partial(vqgan.make_ready_to_decode, image, at_once)
+    ready = partial(vqgan.make_ready_to_decode, image, rows)
     for part in _one_ahead(parts, meanwhile=ready):
         yield Progress(part.phase, part.codes.shape[1], part.total, "codes")
         whole = part.begun + part.codes.shape[1] // layout.frame_tokens

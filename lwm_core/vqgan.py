@@ -26,8 +26,8 @@ from lwm_core.types import Array
 AT_ONCE = 8
 """Frames per compiled call, at most."""
 CPU_PIXELS = 4 * 256 * 256
-"""Pixels of them together on a CPU: of the published size 4 frames, which take 1.6 GB beside the
-weights and are 7 % faster than one by one."""
+"""Pixels of them together on a CPU: of the published size 4 frames, for which encoding takes 1.6 GB
+beside the weights. More gain nothing."""
 
 Weights = Any
 """Arrays, or their shapes, in nested dicts and lists: a model's, or those of a part of it."""
@@ -271,12 +271,18 @@ def _named(weights: Weights) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def frames_at_once(config: VQConfig, frames: int = AT_ONCE) -> int:
-    """How many frames one compiled call takes where there are so many, 1 or more: a power of two,
-    so that few programs serve all counts."""
+def frames_at_once(config: VQConfig) -> int:
+    """How many frames one compiled call takes, at most: a power of two."""
     on_cpu = jax.default_backend() == "cpu"
     most = min(AT_ONCE, CPU_PIXELS // config.resolution**2) if on_cpu else AT_ONCE
-    return min(1 << (frames - 1).bit_length(), max(1, most))
+    return 1 << max(1, most).bit_length() - 1
+
+
+def batches(config: VQConfig, frames: int) -> list[int]:
+    """How many frames each call takes: powers of two, so that few programs serve all counts. The
+    last may be more than there are."""
+    whole, rest = divmod(frames, frames_at_once(config))
+    return [frames_at_once(config)] * whole + [1 << (rest - 1).bit_length()] * bool(rest)
 
 
 def encode_frames(model: VQGAN, frames: np.ndarray) -> np.ndarray:
@@ -294,13 +300,13 @@ def decode_frames(model: VQGAN, codes: np.ndarray) -> np.ndarray:
 def _in_batches(
     work: Callable[[np.ndarray], Array], rows: np.ndarray, config: VQConfig
 ) -> np.ndarray:
-    """What `work` makes of `rows`; the last batch is filled up, if need be."""
-    size = frames_at_once(config, len(rows))
-    made = []
-    for part in (rows[i : i + size] for i in range(0, len(rows), size)):
-        missing = frames_at_once(config, len(part)) - len(part)
-        filled = np.pad(part, ((0, missing), *[(0, 0)] * (rows.ndim - 1)), mode="edge")
+    """What `work` makes of `rows`; where the last are fewer than a batch, it is filled up."""
+    made, begun = [], 0
+    for size in batches(config, len(rows)):
+        part = rows[begun : begun + size]
+        filled = np.pad(part, ((0, size - len(part)), *[(0, 0)] * (rows.ndim - 1)), mode="edge")
         made.append(work(filled)[: len(part)])
+        begun += size
     return np.concatenate(made)
 
 
@@ -333,6 +339,7 @@ decode: Wrapped = jax.jit(VQGAN.decode)
 
 
 def make_ready_to_decode(model: VQGAN, frames: int) -> None:
-    """Compile `decode` for so many frames, so that its first call need not."""
-    codes = jax.ShapeDtypeStruct((frames, model.config.grid**2), jnp.int32)
-    decode.lower(model, codes).compile()
+    """Compile what `decode_frames` calls for so many frames, so that its first call need not."""
+    for size in set(batches(model.config, frames)):
+        codes = jax.ShapeDtypeStruct((size, model.config.grid**2), jnp.int32)
+        decode.lower(model, codes).compile()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,23 @@ def test_original(reference: Path) -> None:
     assert_golden(reference / "vqgan/vqgan_params.pkl")
 
 
-def test_original_in_tiles(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With convolutions in tiles, which so few channels usually do not have."""
+@pytest.fixture
+def tiles_for_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Convolutions in tiles for few channels too, which usually do not have them."""
+    jax.clear_caches()
     monkeypatch.setattr(convolution, "FEWEST_CHANNELS", 32)
+    yield
     jax.clear_caches()
-    assert_golden(reference / "vqgan/vqgan_params.pkl")
-    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("tiles_for_all")
+def test_original_in_tiles(reference: Path) -> None:
+    path = reference / "vqgan/vqgan_params.pkl"
+    model = open_original(path)
+    size = model.config.resolution
+    pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    assert "in_tiles" in str(jax.make_jaxpr(model.encode)(pixels))
+    assert_golden(path)
 
 
 def test_original_written_by_flax(shared: Path) -> None:
@@ -129,33 +141,41 @@ def test_made_ready_it_is_not_compiled_again(caplog: pytest.LogCaptureFixture) -
             vqgan.decode(model, np.zeros((frames, SMALL.grid**2), np.int32))
         return any("jit(decode)" in message for message in caplog.messages)
 
-    vqgan.make_ready_to_decode(model, 3)
-    assert not compiles(3)
-    assert compiles(5)
+    vqgan.make_ready_to_decode(model, 9)
+    assert not compiles(8)
+    assert not compiles(1)
+    assert compiles(4)
 
 
 @pytest.mark.parametrize(
     ("platform", "resolution", "frames", "expected"),
     [
-        ("cpu", 256, 1, 1),
-        ("cpu", 256, 3, 4),
-        ("cpu", 256, 100, 4),
-        ("cpu", 64, 5, 8),
-        ("cpu", 1024, 9, 1),
-        ("gpu", 1024, 9, 8),
-        ("gpu", 256, 2, 2),
+        ("cpu", 256, 1, [1]),
+        ("cpu", 256, 3, [4]),
+        ("cpu", 256, 9, [4, 4, 1]),
+        ("cpu", 256, 7, [4, 4]),
+        ("cpu", 192, 9, [4, 4, 1]),
+        ("cpu", 64, 14, [8, 8]),
+        ("cpu", 64, 10, [8, 2]),
+        ("cpu", 1024, 2, [1, 1]),
+        ("gpu", 1024, 9, [8, 1]),
     ],
 )
-def test_few_sizes_of_batches(
-    platform: str, resolution: int, frames: int, expected: int, monkeypatch: pytest.MonkeyPatch
+def test_batches_are_of_few_sizes(
+    platform: str,
+    resolution: int,
+    frames: int,
+    expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert vqgan.frames_at_once(VQConfig(resolution=resolution), frames) == expected
+    assert vqgan.batches(VQConfig(resolution=resolution), frames) == expected
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 9])
-def test_frames_in_batches(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are those of each alone; only the last batch is filled up, and to a power of two."""
+def test_frames_in_batches_are_those_of_each_alone(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vqgan, "AT_ONCE", 4)
     model, random = vqgan.create(SMALL), np.random.default_rng(0)
     frames = random.integers(0, 256, (count, 16, 16, 3), np.uint8)
