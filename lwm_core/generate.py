@@ -107,7 +107,7 @@ def _too_long(model: LoadedModel, messages: Sequence[Message], length: int) -> s
     frames = sum(len(codes) for one in messages for codes in one.media)
     over = -(-(length + 1 - model.context) // model.layout.frame_tokens)
     if frames <= over:
-        return f"{message}: shorten the text"
+        return f"{message}: shorten the text, or give a longer --ctx"
     return f"{message}: show at most {frames - over} frames (--frames), not {frames}"
 
 
