@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -73,13 +73,15 @@ def show(task: str, records: Sequence[Record], most_confusions: int = 12) -> Non
         print(f"  {count:4} x {confusion}")
 
 
-def write_json(path: Path, records: Sequence[Record]) -> None:
+def write_json(path: Path, options: Mapping[str, object], records: Sequence[Record]) -> None:
+    """How it was asked, totals and all records."""
     tasks = sorted({record.task for record in records})
     content = {
+        "options": options,
         "totals": {t: totals(record for record in records if record.task == t) for t in tasks},
         "records": [asdict(record) for record in records],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1, default=str) + "\n")
 
 
 def write_sheet(path: Path, cells: Sequence[tuple[Sequence[Image.Image], str]]) -> None:
