@@ -16,7 +16,7 @@ import numpy as np
 from lwm_core import vqgan
 from lwm_core.data.concatenated import Concatenated
 from lwm_core.data.cursors import join_cursors
-from lwm_core.data.lessons import Encode, Lessons, Stage
+from lwm_core.data.lessons import Lessons, Stage
 from lwm_core.data.pieces import Source
 from lwm_core.data.records import open_records
 from lwm_core.data.stream import Stream
@@ -84,7 +84,7 @@ class LessonBatches:
         self._lessons = Lessons(
             start.tokenizer,
             FrameLayout.of(start.config),
-            _encoder_of_frames(start.image) if start.image else _no_frames,
+            partial(vqgan.encode_frames, start.image) if start.image else _no_frames,
             start.image.config.resolution if start.image else 0,
             start.prose,
         )
@@ -207,7 +207,3 @@ def _check_codes(source: DataSource, start: Start) -> None:
 
 def _no_frames(frames: np.ndarray) -> np.ndarray:
     raise AssertionError("there are no frames without an image tokenizer")
-
-
-def _encoder_of_frames(image: vqgan.VQGAN) -> Encode:
-    return partial(vqgan.encode_frames, image)
