@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
     for name in ("temperature", "top-k", "guidance"):
         kind = int if name == "top-k" else float
         parser.add_argument(f"--{name}", type=kind, help="of draw and film; default: the model's")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write options, totals and records")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write options, totals, records")
     parser.add_argument("--save", type=Path, metavar="DIR", help="keep media and contact sheets")
     parser.add_argument("--self-check", action="store_true", help="only examine the measurer")
     return parser.parse_args()
