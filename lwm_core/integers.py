@@ -1,9 +1,10 @@
-"""Products of few rows with numbers in 8 bits, summed in integers: what a CPU writes tokens with.
+"""Products of few rows with numbers in 8 bits, as they lie: what a CPU writes tokens with.
 
-Such a product is bound by the bytes that it reads. What is multiplied becomes integers too, by a
-scale for each row, in as many bits as 32-bit sums have room for: 16, or 12 over 8000 inputs. XLA's
-CPU backend makes of a sum of integer products one loop at the memory's speed, if nothing else is
-fused into it and it is compiled with COMPILER_OPTIONS.
+Such a product is bound by the bytes that it reads. Sums along what lies in a row are of integers:
+what is multiplied becomes integers too, by a scale for each row, in as many bits as 32-bit sums
+have room for: 16, or 12 over 8000 inputs. XLA's CPU backend makes of a sum of integer products one
+loop at the memory's speed, if nothing else is fused into it and it is compiled with
+COMPILER_OPTIONS. Sums across rows, of attention's values, go along in float32.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ MOST_ROWS = 8
 LARGEST_SUM = 2**31 - 1
 """The largest sum."""
 GROUP = 32
-"""So many slots, or fewer, have a scale: a large weight takes no digits of those far from it."""
+"""So many slots, or fewer, are summed in one go."""
 TINY = 1e-30
 """No row has a smaller largest number: rows of zeros have a scale too."""
 
@@ -68,16 +69,14 @@ def scores(q: jax.Array, keys: Quantized) -> jax.Array:
 def weighted(weights: jax.Array, values: Quantized) -> jax.Array:
     """Sums of values `[B, K, S, H]` by weights `[B, K, R, S]`: float32 `[B, K, R, H]`.
 
-    The slots of a group are summed in integers, by weights with the values' scales in them; the
-    groups in float32.
+    They are summed in float32, each value being made that as it is read: group by group of slots,
+    then the groups.
     """
     *outer, rows, slots = weights.shape
     group = next(size for size in range(GROUP, 0, -1) if slots % size == 0)
     cut = (weights * values.scales[:, :, None]).reshape(*outer, rows, -1, group)
-    whole, scales = _in_integers(cut, _largest_of(group))
     in_groups = values.values.reshape(*outer, -1, group, values.values.shape[-1])
-    sums = _sums_over_groups(in_groups, whole.astype(jnp.int16)).astype(jnp.float32)
-    return jnp.einsum("bkrn,bkrnh->bkrh", scales[..., 0], sums)
+    return _sums_over_groups(in_groups, cut).sum(axis=3)
 
 
 def _largest_of(terms: int) -> int:
@@ -106,14 +105,14 @@ def _sums_over_heads(keys: jax.Array, q: jax.Array) -> jax.Array:
 
 @alone
 def _sums_over_groups(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """int8 `[B, K, N, G, H]`, int16 `[B, K, R, N, G]`: int32 `[B, K, R, N, H]`.
+    """int8 `[B, K, N, G, H]`, float32 `[B, K, R, N, G]`: float32 `[B, K, R, N, H]`.
 
     Written out, so that XLA's CPU backend goes along H, as the values lie; in operations that are
     quick to trace, for there are many.
     """
-    values, weights = (part.astype(jnp.int32) for part in (values[:, :, None], weights[..., None]))
+    values, weights = values[:, :, None], weights[..., None]
     return sum(
-        lax.index_in_dim(values, slot, 4, keepdims=False)
+        lax.index_in_dim(values, slot, 4, keepdims=False).astype(jnp.float32)
         * lax.index_in_dim(weights, slot, 4, keepdims=False)
         for slot in range(values.shape[4])
     )  # type: ignore[return-value]
