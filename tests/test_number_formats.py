@@ -11,10 +11,12 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from lwm_core import number_formats
 from lwm_core.config import SIZES
 from lwm_core.convert import convert
 from lwm_core.decode import generate
 from lwm_core.errors import ConfigError
+from lwm_core.hardware import multiplies_bfloat16
 from lwm_core.load import load_model
 from lwm_core.number_formats import usual_rounding
 from lwm_core.sampling import Sampling
@@ -22,17 +24,46 @@ from lwm_core.source import open_source
 
 
 @pytest.mark.parametrize(
-    ("quantize", "dtype", "expected"),
-    [(None, None, "float32"), ("int8", None, "bfloat16"), ("int8", "float32", "float32")],
+    ("quantize", "dtype", "fast", "expected"),
+    [
+        (None, None, True, "float32"),
+        ("int8", None, True, "bfloat16"),
+        ("int8", None, False, "float32"),
+        ("int8", "float32", True, "float32"),
+        ("int8", "bfloat16", False, "bfloat16"),
+    ],
 )
 def test_what_is_computed_in_by_default(
-    tiny_model: Path, quantize: Literal["int8"] | None, dtype: str | None, expected: str
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    quantize: Literal["int8"] | None,
+    dtype: str | None,
+    fast: bool,
+    expected: str,
 ) -> None:
+    """Of rounded weights it depends on whether the processor is fast in bfloat16."""
+    monkeypatch.setattr(number_formats, "multiplies_bfloat16", lambda: fast)
     model = load_model(str(tiny_model), mesh="dp=8", quantize=quantize, dtype=dtype)
     assert model.how.dtype == expected
     greedy = {"modality": "text", "sampling": Sampling(temperature=0.0), "stops": False}
     parts = list(generate(model, [[1, 40]], max_tokens=4, **greedy))
     assert np.concatenate(parts, axis=1).shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile", True),  # Xeon of 2023
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_vnni", True),  # Zen 4
+        ("Features\t: fp asimd i8mm bf16 dgh", True),  # Neoverse V1
+        ("flags\t\t: fpu avx avx2 fma sha_ni", False),  # Zen 3
+        ("flags\t\t: fpu avx512f avx512bw avx512_vnni", False),  # Cascade Lake
+    ],
+)
+def test_processors_that_multiply_bfloat16(tmp_path: Path, said: str, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{said}\nbogomips\t: 4890.80\n")
+    assert multiplies_bfloat16(str(tmp_path / "cpuinfo")) == expected
+    assert not multiplies_bfloat16(str(tmp_path / "missing"))
 
 
 def said_to_round(model: Path, folder: Path, kind: str) -> str:
