@@ -25,6 +25,7 @@ from lwm_cli.heap import start_with_heap
 from lwm_core import backend, vqgan
 from lwm_core.bench import clocked
 from lwm_core.config import VQConfig
+from lwm_core.frame_batches import frames_at_once
 from lwm_core.media import read_media
 
 TINY = VQConfig(resolution=16, base_channels=32, channel_mult=(1, 2), res_blocks=1, codes=64)
@@ -178,7 +179,7 @@ def main() -> None:
     backend.prepare()
     figures = {}
     config = TINY if options.smoke else VQConfig()
-    batch = options.batch or vqgan.frames_at_once(config)
+    batch = options.batch or frames_at_once(config)
     for what, speed in time_tokenizer(config, batch, options.repeats):
         figures[what] = speed
         print(f"{what:<16}{speed:>10.3f} frames/s", flush=True)

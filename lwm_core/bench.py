@@ -25,6 +25,7 @@ from lwm_core.decode import DECODE_CHUNK, generate
 from lwm_core.distributed import put
 from lwm_core.errors import UsageError
 from lwm_core.execution import Execution
+from lwm_core.frame_batches import frames_at_once
 from lwm_core.load import LoadedModel
 from lwm_core.memory import free_memory, mesh_sizes
 from lwm_core.plan import MARGIN
@@ -168,7 +169,7 @@ def time_encode(model: LoadedModel, machine: Machine, lengths: Lengths, repeats:
     """Pictures to codes, as many as go in one call."""
     image = model.vqgan
     assert image is not None  # the caller has looked
-    count, side = vqgan.frames_at_once(image.config), image.config.resolution
+    count, side = frames_at_once(image.config), image.config.resolution
     pixels = np.random.default_rng(0).uniform(-1, 1, (count, side, side, 3)).astype(np.float32)
     took = median(lambda: clocked(lambda: vqgan.encode(image, pixels)), repeats)
     return Figure("encode", count / took, "frames")

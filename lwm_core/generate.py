@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lwm_core import vqgan
 from lwm_core.context import Context
 from lwm_core.decode import AS_NEEDED, Room, generate, read_context
 from lwm_core.errors import ContextTooLong, TextOnly
+from lwm_core.frame_batches import decode_frames, encode_frames, make_ready_to_decode
 from lwm_core.load import LoadedModel
 from lwm_core.media import prepare
 from lwm_core.sampling import Sampling
 from lwm_core.tokens import Message, chat_prompt, make_prompt, opening_ids, unconditional_prompt
 from lwm_core.types import Frame, Progress
+from lwm_core.vqgan import VQGAN
 
 __all__ = [
     "Message",
@@ -47,10 +48,10 @@ def encode_media(model: LoadedModel, frames: np.ndarray) -> np.ndarray:
             f"{len(frames)} frames are more than the context of {model.name} holds "
             f"({model.context} tokens): show at most {room} (--frames)"
         )
-    return vqgan.encode_frames(image, prepare(frames, image.config.resolution))
+    return encode_frames(image, prepare(frames, image.config.resolution))
 
 
-def _image_tokenizer(model: LoadedModel) -> vqgan.VQGAN:
+def _image_tokenizer(model: LoadedModel) -> VQGAN:
     if model.vqgan is None:
         raise TextOnly(model.name)
     return model.vqgan
@@ -249,7 +250,7 @@ def _pictures(
 ) -> Iterator[Progress | Frame]:
     """Progress and pictures; one part of the codes is drawn while the one before is shown."""
     image, layout, shown = _image_tokenizer(model), model.layout, 0
-    ready = partial(vqgan.make_ready_to_decode, image, rows)
+    ready = partial(make_ready_to_decode, image, rows)
     for part in _one_ahead(parts, meanwhile=ready):
         yield Progress(part.phase, part.codes.shape[1], part.total, "codes")
         whole = part.begun + part.codes.shape[1] // layout.frame_tokens
@@ -280,5 +281,5 @@ def _show(model: LoadedModel, codes: np.ndarray, index: int, complete: bool) -> 
         return
     missing = model.layout.frame_codes - codes.shape[1]
     codes = np.pad(codes, ((0, 0), (0, missing)), mode="edge")
-    for row, pixels in enumerate(vqgan.decode_frames(_image_tokenizer(model), codes)):
+    for row, pixels in enumerate(decode_frames(_image_tokenizer(model), codes)):
         yield Frame(row, index, pixels, complete, codes[row])

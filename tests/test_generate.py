@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from originals import open_original
 
-from lwm_core import decode, registry, vqgan
+from lwm_core import decode, frame_batches, registry, vqgan
 from lwm_core.config import VQConfig
 from lwm_core.errors import ContextTooLong, FormatError, ModelNotFound, UsageError
 from lwm_core.execution import Execution
@@ -380,17 +380,19 @@ def test_what_draws_is_made_ready_for_what_is_drawn(
 ) -> None:
     """Of so many pictures at once, or of a film's frames one by one."""
     ready, drawn = [], []
-    decoded = vqgan.decode
-    monkeypatch.setattr(vqgan, "make_ready_to_decode", lambda _, frames: ready.append(frames))
+    decoded = frame_batches.decode
     monkeypatch.setattr(
-        vqgan, "decode", lambda image, codes: drawn.append(codes) or decoded(image, codes)
+        "lwm_core.generate.make_ready_to_decode", lambda _, frames: ready.append(frames)
+    )
+    monkeypatch.setattr(
+        frame_batches, "decode", lambda image, codes: drawn.append(codes) or decoded(image, codes)
     )
     made = draw(tiny, ["x"] * count, sampling=GREEDY)
     assert len(whole_frames(made)) == count
     if count == 1:
         made = film(tiny, "x", frames=2, sampling=GREEDY, image_sampling=GREEDY)
         assert len(whole_frames(made)) == 2
-    sizes = {size for rows in ready for size in vqgan.batches(tiny.vqgan.config, rows)}
+    sizes = {size for rows in ready for size in frame_batches.batches(tiny.vqgan.config, rows)}
     assert {len(codes) for codes in drawn} == sizes
     assert {codes.dtype for codes in drawn} == {np.dtype(np.int32)}
 

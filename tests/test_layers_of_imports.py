@@ -30,6 +30,7 @@ LAYERS = (
     {"tokenizer_json", "weight_tree"},
     {"vocabulary", "chat_templates"},
     {"tokens", "transformer", "vqgan", "sampling", "hub"},
+    {"frame_batches"},
     {"weights"},
     {"formats", "rounded"},
     {"checkpoint", "data", "download"},

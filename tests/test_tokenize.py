@@ -20,6 +20,7 @@ from PIL import Image
 
 from lwm_core import checkpoint, vqgan
 from lwm_core.errors import FormatError, MediaError, OutputError, UsageError
+from lwm_core.frame_batches import frames_at_once, to_unit
 from lwm_core.media import read_media
 from lwm_core.source import open_image
 from lwm_core.tokenize import Manifest, Tokenized, flow, read_manifest, tokenize
@@ -130,7 +131,7 @@ def test_codes_are_those_of_each_medium_alone(make: Make, media: Path, image: vq
     assert [record["source"] for record in written] == sorted(LENGTHS)
     for record in written:
         pixels = read_media(media / record["source"], frames=None, size=64).frames
-        codes = np.asarray(vqgan.encode(image, vqgan.to_unit(pixels)))
+        codes = np.asarray(vqgan.encode(image, to_unit(pixels)))
         assert len(pixels) == LENGTHS[record["source"]]
         assert record["vision"] == codes.reshape(-1).tolist()
         assert record.keys() == {"source", "fingerprint", "vision", "fields"}
@@ -384,7 +385,7 @@ def test_progress_counts_what_is_done(make: Make, image: vqgan.VQGAN) -> None:
     make(on_progress=seen.append)
     assert all(event.total == len(LENGTHS) and "frames/s" in event.unit for event in seen)
     done = [event.done for event in seen]
-    assert len(done) == -(-sum(LENGTHS.values()) // vqgan.frames_at_once(image.config))
+    assert len(done) == -(-sum(LENGTHS.values()) // frames_at_once(image.config))
     assert done == sorted(done)
 
 

@@ -12,11 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lwm_core import convolution, vqgan
+from lwm_core import convolution, frame_batches, vqgan
 from lwm_core.config import VQConfig
 from lwm_core.errors import FormatError
 from lwm_core.formats.vqgan_names import our_name, rename_lwm_vqgan
 from lwm_core.formats.vqgan_pickle import load_lwm_vqgan
+from lwm_core.frame_batches import (
+    batches,
+    decode_frames,
+    encode_frames,
+    make_ready_to_decode,
+    to_bytes,
+    to_unit,
+)
 
 SMALL = VQConfig(
     resolution=16, base_channels=8, channel_mult=(1, 2), res_blocks=1, latent_channels=4,
@@ -57,7 +65,7 @@ def assert_golden(path: Path) -> None:
     close(model.decode_latents(vectors), "random_codes_recon_unclipped")
     scaled = (golden["random_codes_recon"] + 1) * 127.5
     uncertain = np.abs(scaled - scaled.round()) < 0.02
-    assert (uncertain | (vqgan.to_bytes(made) == golden["random_codes_uint8"])).all()
+    assert (uncertain | (to_bytes(made) == golden["random_codes_uint8"])).all()
 
 
 def test_original(reference: Path) -> None:
@@ -141,7 +149,7 @@ def test_made_ready_it_is_not_compiled_again(caplog: pytest.LogCaptureFixture) -
             vqgan.decode(model, np.zeros((frames, SMALL.grid**2), np.int32))
         return any("jit(decode)" in message for message in caplog.messages)
 
-    vqgan.make_ready_to_decode(model, 9)
+    make_ready_to_decode(model, 9)
     assert not compiles(8)
     assert not compiles(1)
     assert compiles(4)
@@ -169,27 +177,27 @@ def test_batches_are_of_few_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    assert vqgan.batches(VQConfig(resolution=resolution), frames) == expected
+    assert batches(VQConfig(resolution=resolution), frames) == expected
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 9])
 def test_frames_in_batches_are_those_of_each_alone(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vqgan, "AT_ONCE", 4)
+    monkeypatch.setattr(frame_batches, "AT_ONCE", 4)
     model, random = vqgan.create(SMALL), np.random.default_rng(0)
     frames = random.integers(0, 256, (count, 16, 16, 3), np.uint8)
-    codes = vqgan.encode_frames(model, frames)
-    alone = [vqgan.encode(model, vqgan.to_unit(frame[None])) for frame in frames]
+    codes = encode_frames(model, frames)
+    alone = [vqgan.encode(model, to_unit(frame[None])) for frame in frames]
     np.testing.assert_array_equal(codes, np.concatenate(alone))
-    drawn = vqgan.decode_frames(model, codes)
-    alone = [vqgan.to_bytes(vqgan.decode(model, code[None])) for code in codes]
+    drawn = decode_frames(model, codes)
+    alone = [to_bytes(vqgan.decode(model, code[None])) for code in codes]
     np.testing.assert_array_equal(drawn, np.concatenate(alone))
 
 
 def test_bytes() -> None:
     """Truncated, not rounded, as the original does; pixels that came from bytes return to them."""
     values = np.array([-1.0, -0.99, 0.0, 0.999, 1.0], np.float32)
-    np.testing.assert_array_equal(vqgan.to_bytes(values), [0, 1, 127, 254, 255])
+    np.testing.assert_array_equal(to_bytes(values), [0, 1, 127, 254, 255])
     every = np.arange(256, dtype=np.uint8)
-    assert np.abs(vqgan.to_bytes(vqgan.to_unit(every)).astype(int) - every).max() <= 1
+    assert np.abs(to_bytes(to_unit(every)).astype(int) - every).max() <= 1

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lwm_core import vqgan
 from lwm_core.data.records import ERRORS
 from lwm_core.errors import LwmError, MediaError
+from lwm_core.frame_batches import encode_frames, frames_at_once
 from lwm_core.media import read_media
 from lwm_core.media.choice import check_choice
 from lwm_core.source import open_image
@@ -106,8 +106,8 @@ def tokenize(
 
         for failure in found.failures:
             refuse(failure)
-        encode = meter.counting(partial(vqgan.encode_frames, image))
-        at_once = vqgan.frames_at_once(image.config)
+        encode = meter.counting(partial(encode_frames, image))
+        at_once = frames_at_once(image.config)
         with closing(_decoded(waiting, read)) as clips:
             for medium, codes in _encoded(clips, encode, at_once, refuse):
                 data.add(examples(medium, codes, tasks))

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lwm_core import vqgan
 from lwm_core.data.concatenated import Concatenated
 from lwm_core.data.cursors import join_cursors
 from lwm_core.data.lessons import Lessons, Stage
@@ -21,6 +20,7 @@ from lwm_core.data.pieces import Source
 from lwm_core.data.records import open_records
 from lwm_core.data.stream import Stream
 from lwm_core.errors import ConfigError
+from lwm_core.frame_batches import encode_frames
 from lwm_core.tokenize import read_manifest
 from lwm_core.tokenizer import Tokenizer
 from lwm_core.tokens import FrameLayout
@@ -84,7 +84,7 @@ class LessonBatches:
         self._lessons = Lessons(
             start.tokenizer,
             FrameLayout.of(start.config),
-            partial(vqgan.encode_frames, start.image) if start.image else _no_frames,
+            partial(encode_frames, start.image) if start.image else _no_frames,
             start.image.config.resolution if start.image else 0,
             start.prose,
         )

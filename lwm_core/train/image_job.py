@@ -13,6 +13,7 @@ import numpy as np
 
 from lwm_core import checkpoint, vqgan, world
 from lwm_core.data.alike import stand_ins
+from lwm_core.frame_batches import to_unit
 from lwm_core.train.drawing import Drawings, drawing_step
 from lwm_core.train.image import Pictures, image_step, initial_state
 from lwm_core.train.optimizer import make_optimizer
@@ -83,7 +84,7 @@ class ImageJob:
             chosen = rng.permutation(frames)[:FRAMES_OF_A_SCENE]
             parts += zip(*(clip[chosen] for clip in clips), strict=True)
         pixels, wanted, names = map(np.stack, zip(*parts[: self.recipe.batch], strict=True))
-        return Pictures(vqgan.to_unit(pixels), vqgan.to_unit(wanted), names)
+        return Pictures(to_unit(pixels), to_unit(wanted), names)
 
     def _drawings(self, rng: np.random.Generator) -> Drawings:
         size, grid = self.recipe.model.resolution, self.recipe.model.grid
@@ -96,7 +97,7 @@ class ImageJob:
             codes_of.append(stand_ins(clip, grid) + (self.recipe.batch - room) * grid**2)
             clips.append(clip)
             room -= frames
-        return Drawings(vqgan.to_unit(np.concatenate(clips)), np.concatenate(codes_of))
+        return Drawings(to_unit(np.concatenate(clips)), np.concatenate(codes_of))
 
     def size(self, batch: Pictures | Drawings) -> tuple[str, int]:
         return "pictures", len(batch.pixels)
