@@ -54,41 +54,46 @@ def alone(function: Function) -> Function:
 
 def product(x: jax.Array, weight: Quantized) -> jax.Array:
     """`x [rows, in]` times a weight `[out, in]`: float32 `[rows, out]`."""
-    whole, scales = _in_integers(x, _largest_of(x.shape[-1]))
-    sums = _sums_over_inputs(weight.values, whole.astype(jnp.int16)).astype(jnp.float32)
+    whole, scales = _in_integers(x)
+    sums = _sums_over_inputs(weight.values, whole).astype(jnp.float32)
     return sums.T * scales * weight.scales
 
 
 def scores(q: jax.Array, keys: Quantized) -> jax.Array:
     """Products of queries `[B, K, R, H]` and keys `[B, K, S, H]`: float32 `[B, K, R, S]`."""
-    whole, scales = _in_integers(q, _largest_of(q.shape[-1]))
-    sums = _sums_over_heads(keys.values, whole.astype(jnp.int16)).astype(jnp.float32)
+    whole, scales = _in_integers(q)
+    sums = _sums_over_heads(keys.values, whole).astype(jnp.float32)
     return sums * scales * keys.scales[:, :, None]
 
 
 def weighted(weights: jax.Array, values: Quantized) -> jax.Array:
     """Sums of values `[B, K, S, H]` by weights `[B, K, R, S]`: float32 `[B, K, R, H]`.
 
-    They are summed in float32, each value being made that as it is read: group by group of slots,
-    then the groups.
+    They are summed in float32, each value being made that as it is read: groups of slots, groups of
+    their sums, and those. One after another, small ones would be lost beside a large one.
     """
     *outer, rows, slots = weights.shape
-    group = next(size for size in range(GROUP, 0, -1) if slots % size == 0)
+    size, group = values.values.shape[-1], _group(slots)
     cut = (weights * values.scales[:, :, None]).reshape(*outer, rows, -1, group)
-    in_groups = values.values.reshape(*outer, -1, group, values.values.shape[-1])
-    return _sums_over_groups(in_groups, cut).sum(axis=3)
+    sums = _sums_over_groups(values.values.reshape(*outer, -1, group, size), cut)
+    sums = sums.reshape(*outer, rows, -1, _group(slots // group), size).sum(axis=4)
+    return lax.optimization_barrier(sums).sum(axis=3)  # or XLA makes the two sums one
 
 
-def _largest_of(terms: int) -> int:
-    """The largest integer of 16 bits of which so many, times numbers of 8 bits, can be summed."""
-    return min(2**15 - 1, LARGEST_SUM // (LARGEST * terms))
+def _group(count: int) -> int:
+    """The largest number up to GROUP that divides another."""
+    return next(size for size in range(GROUP, 0, -1) if count % size == 0)
 
 
-def _in_integers(x: jax.Array, largest: int) -> tuple[jax.Array, jax.Array]:
-    """Integers up to `largest`, as float32, and the scale `[..., 1]` of each run of `[..., n]`."""
+def _in_integers(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Integers of 16 bits for `x [..., n]`, and the scale `[..., 1]` of each of its rows.
+
+    They are no larger than those of which n, times numbers of 8 bits, can be summed in 32 bits.
+    """
     x = x.astype(jnp.float32)
+    largest = min(2**15 - 1, LARGEST_SUM // (LARGEST * x.shape[-1]))
     scales = jnp.maximum(jnp.abs(x).max(axis=-1, keepdims=True), TINY) / largest
-    return jnp.round(x / scales), scales
+    return jnp.round(x / scales).astype(jnp.int16), scales
 
 
 @alone

@@ -1,4 +1,4 @@
-"""Products summed in integers beside the same in float64."""
+"""Products with numbers in 8 bits beside the same in float64."""
 
 from __future__ import annotations
 
@@ -53,27 +53,30 @@ def test_scores(rows: int) -> None:
     np.testing.assert_allclose(found, expected, atol=5e-3)
 
 
+@pytest.mark.parametrize("options", [None, COMPILER_OPTIONS], ids=["plain", "for a cpu"])
 @pytest.mark.parametrize("slots", [40, 41, 3072, 98304])
-def test_weighted(slots: int) -> None:
+def test_weighted(slots: int, options: dict | None) -> None:
     weights, values = RNG.dirichlet(np.ones(slots), (1, 2, 3)), rounded(1, 2, slots, 4)
     expected = np.einsum("bkrs,bksh->bkrh", weights, np.asarray(plain(values, jnp.float32)))
-    found = jax.jit(integers.weighted)(jnp.asarray(weights, jnp.float32), values)
+    weighted = jax.jit(integers.weighted, compiler_options=options)
+    found = weighted(jnp.asarray(weights, jnp.float32), values)
     np.testing.assert_allclose(found, expected, atol=5e-7)
 
 
-def test_a_large_weight_leaves_the_small_ones_what_they_are() -> None:
+@pytest.mark.parametrize("options", [None, COMPILER_OPTIONS], ids=["plain", "for a cpu"])
+def test_a_large_weight_leaves_the_small_ones_what_they_are(options: dict | None) -> None:
     """Half of all attention goes to one slot, as to the first of a text, half to all others."""
     slots = 98304
     weights = np.full((1, 1, 1, slots), 0.5 / slots, np.float32)
     weights[..., 0] = 0.5
     values = Quantized(np.full((1, 1, slots, 1), 127, np.int8), np.ones((1, 1, slots), np.float32))
-    found = jax.jit(integers.weighted)(weights, values)
+    found = jax.jit(integers.weighted, compiler_options=options)(weights, values)
     np.testing.assert_allclose(found, [[[[127]]]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5])
 def test_attention_to_keys_in_8_bits(length: int) -> None:
-    """Of few queries in integers, of more with plain numbers: the same."""
+    """Of few queries with 8 bits as they lie, of more with plain numbers: the same."""
     q = jnp.asarray(RNG.normal(size=(2, 6, length, 64)), jnp.float32)
     k, v = rounded(2, 2, 96, 64), rounded(2, 2, 96, 64)
     ones = jnp.ones((2, 96), jnp.int32)

@@ -91,12 +91,12 @@ def _sums(weights: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _by_kind(
-    of_plain: Callable, in_integers: Callable, rows: jax.Array, numbers: jax.Array | Quantized
+    of_plain: Callable, as_they_lie: Callable, rows: jax.Array, numbers: jax.Array | Quantized
 ) -> jax.Array:
-    """A product with numbers made plain, or on a CPU of few rows with integers as such."""
+    """A product with numbers made plain, or on a CPU of few rows in 8 bits as they lie."""
     if not isinstance(numbers, Quantized) or rows.shape[2] > integers.MOST_ROWS:
         return of_plain(rows, numbers)
-    return lax.platform_dependent(rows, numbers, cpu=in_integers, default=of_plain)
+    return lax.platform_dependent(rows, numbers, cpu=as_they_lie, default=of_plain)
 
 
 _dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
