@@ -86,7 +86,7 @@ def _devices(topology: Topology) -> list[jax.Device]:
     if chip.platform != "tpu":
         raise UsageError(f"{topology} has no TPUs: only their compiler works without a device")
     if find_spec("libtpu") is None:
-        raise UsageError("the compiler of TPUs is not installed: pip install 'lwm[tpu]'")
+        raise UsageError("the compiler of TPUs is not installed; install lwm with [tpu]")
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     name = f"{chip.name}:{'x'.join(map(str, topology.shape))}"

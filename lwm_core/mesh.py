@@ -75,5 +75,5 @@ def missed_gpu(mesh: Mesh) -> str | None:
     """A line to show when this machine has an NVIDIA GPU that jax does not use, unasked."""
     idle = mesh.devices.flat[0].platform == "cpu" and not os.environ.get("JAX_PLATFORMS")
     if idle and (Path("/dev/nvidia0").exists() or shutil.which("nvidia-smi")):
-        return "this machine has an NVIDIA GPU, but jax runs on the CPU: pip install 'lwm[cuda]'"
+        return "this machine has an NVIDIA GPU, but jax runs on the CPU: install lwm with [cuda]"
     return None

@@ -308,5 +308,5 @@ def test_missed_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert missed_gpu(make_mesh()) is None  # JAX_PLATFORMS asks for the CPU
     monkeypatch.delenv("JAX_PLATFORMS")
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert "pip install 'lwm[cuda]'" in missed_gpu(make_mesh())
+    assert "install lwm with [cuda]" in missed_gpu(make_mesh())
     assert missed_gpu(pretend("gpu", "NVIDIA H100 80GB", 1)) is None
