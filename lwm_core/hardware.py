@@ -243,14 +243,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def multiplies_bfloat16(processor: str = "/proc/cpuinfo") -> bool:
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this machine's processor has instructions for products of bfloat16.
 
-    `processor` is the path of what Linux says of it; without such a file they are taken to be
-    missing, for float32 is slow nowhere.
+    `cpuinfo` is what Linux says of it. Without such a file they are taken to be missing: at worst
+    rounded weights then read prompts more slowly.
     """
     try:
-        said = Path(processor).read_text(encoding="utf-8")
+        said = cpuinfo.read_text(encoding="utf-8")
     except OSError:
         return False
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", said) is not None

@@ -99,11 +99,11 @@ def load_model(
     """Load a model by name or path, tensor by tensor, each to its place on the mesh.
 
     `dtype` is that of computation and of the weights in memory: float32 or bfloat16; by default
-    float32 on a CPU and bfloat16 elsewhere, or where weights are rounded. With `quantize` those of
-    matrices are rounded to that; on a CPU, if no `dtype` is given, to what the model says. `cache`
-    is that of keys and values: float32, bfloat16 or int8; by default int8 where the weights are
-    rounded, and otherwise as `dtype`. It is to hold `context` tokens, by default as many as it was
-    made for. With `sees` it must be one that sees.
+    bfloat16, but on a CPU float32 unless weights are rounded and it has instructions for bfloat16.
+    With `quantize` those of matrices are rounded to that; on a CPU, if no `dtype` is given, to what
+    the model says. `cache` is that of keys and values: float32, bfloat16 or int8; by default int8
+    where the weights are rounded, and otherwise as `dtype`. It is to hold `context` tokens, by
+    default as many as it was made for. With `sees` it must be one that sees.
     Raises ModelNotFound, FormatError, ConfigError, TextOnly, UsageError for an unknown way of
     attention, and DoesNotFit when memory can't hold such a context.
     """

@@ -22,7 +22,8 @@ from lwm_core.hardware import SLICES, Topology, tpu_slice
 COMPUTE, BANDWIDTH, LINK = 0.5, 0.7, 0.7
 """What is reached of the peaks of products, of memory and of links, as large models do."""
 FLOAT32_SLOWER = 4
-"""Products in float32 instead of bfloat16 on accelerators; on a CPU both are about as fast."""
+"""Products in float32 instead of bfloat16 on accelerators; on a CPU, whose figures are guesses,
+both are taken to be as fast."""
 LAUNCH = 10e-6
 """Seconds that an operation between devices takes beyond its bytes."""
 MARGIN = 0.9

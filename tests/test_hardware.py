@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from lwm_core.errors import ConfigError
-from lwm_core.hardware import GIB, GPUS, SLICES, TPUS, parse_topology, recognise, this_cpu
+from lwm_core.hardware import (
+    GIB,
+    GPUS,
+    SLICES,
+    TPUS,
+    multiplies_bfloat16,
+    parse_topology,
+    recognise,
+    this_cpu,
+)
 
 MEMORY = Path("/proc/meminfo")
 
@@ -146,3 +155,19 @@ def test_this_machine() -> None:
 def test_memory_of_this_machine() -> None:
     total = int(re.search(r"MemTotal: +(\d+) kB", MEMORY.read_text())[1]) * 1024
     assert this_cpu().memory == pytest.approx(total, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile", True),  # Xeon of 2023
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_vnni", True),  # Zen 4
+        ("Features\t: fp asimd i8mm bf16 dgh", True),  # Neoverse V1
+        ("flags\t\t: fpu avx avx2 fma sha_ni", False),  # Zen 3
+        ("flags\t\t: fpu avx512f avx512bw avx512_vnni", False),  # Cascade Lake
+    ],
+)
+def test_processors_that_multiply_bfloat16(tmp_path: Path, said: str, expected: bool) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{said}\nbogomips\t: 4890.80\n")
+    assert multiplies_bfloat16(tmp_path / "cpuinfo") == expected
+    assert not multiplies_bfloat16(tmp_path / "missing")

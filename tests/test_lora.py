@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,8 @@ def test_gradients_equal_those_through_merged_weights(
 ) -> None:
     found = gradients(random_params(config), config, on(mesh, remat=remat))
     assert flatten(found).keys() == parameters(config).keys()
-    assert_close(found, gradients_through_merged(config))
+    # Measured: 1.1e-5 on a CPU without AVX-512, which sums in another order.
+    assert_close(found, gradients_through_merged(config), 2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -216,6 +218,21 @@ def test_an_adapter_opened_is_the_merged_model(
     assert model.vqgan is not None
     assert model.defaults == {"draw": {"guidance": 2.0}}
     assert picture_size(str(folder)) == picture_size(str(tiny_model))
+
+
+def test_a_base_that_asks_to_be_rounded(
+    adapted: tuple[Path, ModelConfig, Params], tiny_model: Path, tmp_path: Path
+) -> None:
+    """What it says is of its own weights: with an adapter they stay plain."""
+    base, folder = tmp_path / "base", adapted[0]
+    shutil.copytree(tiny_model, base)
+    values = json.loads((base / "config.json").read_text())
+    values["lwm"]["quantize"] = "int8"
+    (base / "config.json").write_text(json.dumps(values))
+    named = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": str(base)}
+    (folder / CONFIG).write_text(json.dumps(named))
+    assert load_model(str(base)).config.quantized == "int8"
+    assert load_model(str(folder)).config.quantized is None
 
 
 @pytest.mark.parametrize("to", ["lwm", "hf"])

@@ -16,7 +16,6 @@ from lwm_core.config import SIZES
 from lwm_core.convert import convert
 from lwm_core.decode import generate
 from lwm_core.errors import ConfigError
-from lwm_core.hardware import multiplies_bfloat16
 from lwm_core.load import load_model
 from lwm_core.number_formats import usual_rounding
 from lwm_core.sampling import Sampling
@@ -48,22 +47,6 @@ def test_what_is_computed_in_by_default(
     greedy = {"modality": "text", "sampling": Sampling(temperature=0.0), "stops": False}
     parts = list(generate(model, [[1, 40]], max_tokens=4, **greedy))
     assert np.concatenate(parts, axis=1).shape == (1, 4)
-
-
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile", True),  # Xeon of 2023
-        ("flags\t\t: fpu avx512f avx512_bf16 avx512_vnni", True),  # Zen 4
-        ("Features\t: fp asimd i8mm bf16 dgh", True),  # Neoverse V1
-        ("flags\t\t: fpu avx avx2 fma sha_ni", False),  # Zen 3
-        ("flags\t\t: fpu avx512f avx512bw avx512_vnni", False),  # Cascade Lake
-    ],
-)
-def test_processors_that_multiply_bfloat16(tmp_path: Path, said: str, expected: bool) -> None:
-    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{said}\nbogomips\t: 4890.80\n")
-    assert multiplies_bfloat16(str(tmp_path / "cpuinfo")) == expected
-    assert not multiplies_bfloat16(str(tmp_path / "missing"))
 
 
 def said_to_round(model: Path, folder: Path, kind: str) -> str:
