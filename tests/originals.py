@@ -1,8 +1,9 @@
-"""Models opened by our readers, all their weights at once."""
+"""Models for tests: opened by our readers, all weights at once, or changed in what they say."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -63,3 +64,12 @@ def stored(directory: Path) -> dict[str, np.ndarray]:
     """All weights of a model directory, by our dotted names."""
     config = checkpoint.read_config(directory)
     return dict(read_stacked(checkpoint.DirectoryWeights(directory, config), config))
+
+
+def said_to_round(model: Path, folder: Path, kind: str) -> str:
+    """A copy of a model directory that says what a CPU is to round it to; returns its path."""
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["lwm"]["quantize"] = kind
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from originals import said_to_round
 from safetensors.numpy import load_file, save_file
 
 from lwm_core import checkpoint, convert
@@ -224,14 +224,10 @@ def test_a_base_that_asks_to_be_rounded(
     adapted: tuple[Path, ModelConfig, Params], tiny_model: Path, tmp_path: Path
 ) -> None:
     """What it says is of its own weights: with an adapter they stay plain."""
-    base, folder = tmp_path / "base", adapted[0]
-    shutil.copytree(tiny_model, base)
-    values = json.loads((base / "config.json").read_text())
-    values["lwm"]["quantize"] = "int8"
-    (base / "config.json").write_text(json.dumps(values))
-    named = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": str(base)}
+    base, folder = said_to_round(tiny_model, tmp_path / "base", "int8"), adapted[0]
+    named = json.loads((folder / CONFIG).read_text()) | {"base_model_name_or_path": base}
     (folder / CONFIG).write_text(json.dumps(named))
-    assert load_model(str(base)).config.quantized == "int8"
+    assert load_model(base).config.quantized == "int8"
     assert load_model(str(folder)).config.quantized is None
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pytest
+from originals import said_to_round
 
 from lwm_core import number_formats
 from lwm_core.config import SIZES
@@ -47,15 +46,6 @@ def test_what_is_computed_in_by_default(
     greedy = {"modality": "text", "sampling": Sampling(temperature=0.0), "stops": False}
     parts = list(generate(model, [[1, 40]], max_tokens=4, **greedy))
     assert np.concatenate(parts, axis=1).shape == (1, 4)
-
-
-def said_to_round(model: Path, folder: Path, kind: str) -> str:
-    """A copy of a model directory that says what a CPU is to round it to; returns its path."""
-    shutil.copytree(model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    config["lwm"]["quantize"] = kind
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
 
 
 @pytest.mark.parametrize(
