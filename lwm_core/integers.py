@@ -35,7 +35,7 @@ MOST_ROWS = 8
 LARGEST_SUM = 2**31 - 1
 """The largest sum."""
 GROUP = 32
-"""So many slots, or fewer, are summed in one go."""
+"""So many numbers, or fewer, are summed in one go."""
 TINY = 1e-30
 """No row has a smaller largest number: rows of zeros have a scale too."""
 
