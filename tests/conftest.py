@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -14,8 +15,6 @@ os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
 )
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-# What tests compile runs once or twice: with LLVM's optimizations they take a fifth longer.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import pytest
 from hub_server import Hub, serve
@@ -28,23 +27,16 @@ TESTS = Path(__file__).parent
 
 def pytest_configure(config: pytest.Config) -> None:
     """Programs compiled by one run, or by one process, serve the next."""
+    # Tracing makes many objects that live: to look for garbage among them as often as Python does
+    # by default takes a quarter of its time.
+    gc.set_threshold(50_000, 10, 4)
+    if config.option.markexpr == "not slow":
+        # What such tests compile runs once or twice, and LLVM's optimizations take longer. Long
+        # checks are of programs as users run them.
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("xla"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-
-
-@pytest.fixture(autouse=True)
-def optimized_where_slow(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Long checks are of programs as users run them."""
-    if not request.node.get_closest_marker("slow"):
-        yield
-        return
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from jax.sharding import PartitionSpec
 
 from lwm_core.attention import attend, check_implementation
@@ -157,7 +158,9 @@ def gradients(function, parts: tuple, q_places: Places, k_places: Places) -> tup
     return jax.jit(jax.grad(weighted_sum, argnums=(0, 1, 2)))(*parts)
 
 
-@pytest.mark.parametrize(("length", "heads", "kv_heads"), [(192, 2, 2), (150, 4, 2), (131, 3, 1)])
+@pytest.mark.parametrize(
+    ("length", "heads", "kv_heads"), [slow(192, 2, 2), (150, 4, 2), slow(131, 3, 1)]
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_blockwise_equals_dense(layout: str, length: int, heads: int, kv_heads: int) -> None:
     """Values and gradients, of the log-sum-exp too; lengths that fill blocks and that don't."""

@@ -50,6 +50,7 @@ def test_shares_are_of_what_is_counted(tiny: LoadedModel) -> None:
     assert (prefill.limit, decode.limit, train.limit) == ("arithmetic", "memory", "arithmetic")
 
 
+@pytest.mark.slow
 def test_of_a_rounded_model_the_plain_one_learns(tiny: LoadedModel, tiny_model: Path) -> None:
     rounded = load_model(str(tiny_model), mesh="dp=8", quantize="int8")
     (train,) = (one for one in bench.measure(rounded, UNIT, SHORT, 1) if one.job == "train")

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -69,7 +70,7 @@ def ask(model: LoadedModel, question: str, context: Context | None = None) -> st
 
 @pytest.mark.parametrize(
     ("mesh", "cache"),
-    [("dp=1", None), ("sp=2,tp=2", None), ("sp=3", "int8"), ("dp=1", "bfloat16")],
+    [("dp=1", None), slow("sp=2,tp=2", None), ("sp=3", "int8"), slow("dp=1", "bfloat16")],
 )
 def test_answers_are_those_without_a_context(
     mesh: str, cache: str | None, tiny: LoadedModel, tmp_path: Path

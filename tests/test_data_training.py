@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from cases import slow
 from originals import stacked, stored
 from PIL import Image
 from recipes import TEXT, changed
@@ -155,7 +156,7 @@ def test_adapters(recipe: dict[str, Any], tiny_model: Path, tmp_path: Path) -> N
     "settings",
     [
         {"lora": {"rank": 2, "matrices": ["wq", "w_down"]}},
-        {"optimizer": {"rate": 1e-3, "learns": ["layers.wq", "layers.w_down"]}},
+        slow({"optimizer": {"rate": 1e-3, "learns": ["layers.wq", "layers.w_down"]}}),
     ],
 )
 def test_checkpoints_hold_what_learns(

@@ -141,6 +141,7 @@ def together(
     return [(process.returncode, *one) for process, one in zip(processes, said, strict=True)]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_tokens_of_one(tmp_path: Path, tiny_model: Path) -> None:
     prompts = [list(range(3, 60)), list(range(90, 70, -1))]
     both = together(tmp_path, "-c", GENERATE, str(tiny_model), json.dumps(prompts), str(tmp_path))

@@ -74,6 +74,7 @@ def test_loss_is_its_six_terms(free: bool) -> None:
     assert float(loss) == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_codes_come_to_name_shapes() -> None:
     """A linear reader of the codes alone ends up knowing where the square is."""
     optimizer = make_optimizer(OptimizerConfig(rate=3e-3, end_rate=3e-3, warmup=5), 80)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from jax.sharding import PartitionSpec
 
 from lwm_core.config import ModelConfig
@@ -132,7 +133,7 @@ def test_packed_equals_separate() -> None:
     assert_near(value(PARAMS, BATCH), separate, 1e-6)
 
 
-@pytest.mark.parametrize(("average", "spec"), [("targets", "sp=1"), ("rows", "dp=2,sp=2")])
+@pytest.mark.parametrize(("average", "spec"), [slow("targets", "sp=1"), ("rows", "dp=2,sp=2")])
 def test_accumulated_equals_whole(average: str, spec: str) -> None:
     """Whatever the means are over, and on however many devices the rows are."""
     state, expected = step(average=average)
@@ -277,7 +278,7 @@ def test_a_step_that_is_left_out(name: str) -> None:
     assert (metrics["skipped"], state.step) == (0, 2)
 
 
-@pytest.mark.parametrize("spec", ["dp=2", "dp=2,fsdp=2", "dp=4"])
+@pytest.mark.parametrize("spec", ["dp=2", "dp=2,fsdp=2", slow("dp=4")])
 def test_whoever_orthogonalizes_all_learn_alike(spec: str) -> None:
     how = on(spec)
     ours, theirs = (step(each, name="muon")[0] for each in (how, HERE))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import lwm_core.mesh
@@ -38,7 +39,7 @@ TINY = ModelConfig(
     heads=4, kv_heads=2, head_dim=8, max_length=256,
 )  # fmt: skip
 
-MESHES = ["dp=2,fsdp=2,tp=2", "fsdp=8", "tp=2,sp=4", "dp=2,sp=4"]
+MESHES = ["dp=2,fsdp=2,tp=2", slow("fsdp=8"), "tp=2,sp=4", slow("dp=2,sp=4")]
 
 
 def random_batch(rows: int = 8, length: int = 32) -> Batch:
@@ -80,8 +81,8 @@ def test_sharded_forward_equals_single_device(params: Params, spec: str, length:
     ("spec", "remat"),
     [
         ("dp=2,fsdp=2,tp=2", "none"),
-        ("fsdp=2,sp=4", "attention"),
-        ("fsdp=2,sp=4", "block"),
+        slow("fsdp=2,sp=4", "attention"),
+        slow("fsdp=2,sp=4", "block"),
         ("tp=2,sp=4", "full"),
     ],
 )

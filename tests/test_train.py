@@ -94,7 +94,8 @@ def test_codes_that_look_alike_begin_alike() -> None:
     )
 
 
-@pytest.mark.parametrize("killed_after", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_after", [2, 4])
 def test_an_image_tokenizer_killed_and_resumed(killed_after: int, tmp_path: Path) -> None:
     """Before or after its decoder begins to learn alone; nothing tells it from another run."""
     recipe = {**IMAGE, "steps": 5, "drawing_steps": 2, "save_every": 1}

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from clockwork import TICKING, Clockwork, wound_up
 from recipes import TEXT
 from test_distributed import together
@@ -133,8 +134,8 @@ def go_to_step_3(run: Iterator[TrainEvent], output: Path) -> None:
     ("deed", "end", "left"),
     [
         ("os.rename", "4.orbax-checkpoint-tmp/state.orbax-checkpoint-tmp", 2),
-        ("os.rename", "checkpoints/4.orbax-checkpoint-tmp", 2),
-        ("shutil.rmtree", "checkpoints/2", 4),
+        slow("os.rename", "checkpoints/4.orbax-checkpoint-tmp", 2),
+        slow("shutil.rmtree", "checkpoints/2", 4),
     ],
     ids=["while it is written", "before it has its name", "while the older one is removed"],
 )
@@ -155,6 +156,7 @@ def test_killed_in_the_middle_of_a_checkpoint(
     assert [entry.name for entry in folder.iterdir()] == ["6"]
 
 
+@pytest.mark.slow
 def test_on_ever_fewer_devices(
     recipe: dict[str, Any], whole: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

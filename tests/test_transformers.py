@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import slow
 
 from lwm_core import convert
 from lwm_core.generate import Message, reply
@@ -86,9 +87,7 @@ def smollm2(smollm: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any,
     return load_model("smollm2", dtype="float32"), theirs, tokenizer
 
 
-@pytest.mark.parametrize(
-    "question", [QUESTIONS[0], *(pytest.param(q, marks=pytest.mark.slow) for q in QUESTIONS[1:])]
-)
+@pytest.mark.parametrize("question", [QUESTIONS[0], *map(slow, QUESTIONS[1:])])
 def test_smollm2_answers_as_in_transformers(question: str, smollm2: tuple[Any, Any, Any]) -> None:
     """Greedy answers of 64 tokens, from a four-bit source with grouped and tied heads."""
     ours, theirs, tokenizer = smollm2

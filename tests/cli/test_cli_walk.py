@@ -24,6 +24,7 @@ def first_block(language: str) -> str:
     return found[1]
 
 
+@pytest.mark.slow
 def test_a_walk_with_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten clips become tokens, nano learns from them, and then knows what it did not know."""
     monkeypatch.chdir(tmp_path)
