@@ -105,15 +105,10 @@ def keep_top_p(logits: jax.Array, p: Array | float) -> jax.Array:
 def _keep_fewest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """Mask what is below the highest logit such that it and all above it are enough, row by row.
 
-    That logit is found exactly by halving, 32 times, the range of bits that it must be in: read as
-    integers, and those of negative numbers turned around, floats keep their order. To sort takes a
-    CPU ten times as long.
+    That logit is found exactly by halving, 32 times, the range of integers that it must be in. To
+    sort takes a CPU ten times as long.
     """
-
-    def turned(bits: jax.Array) -> jax.Array:
-        return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-
-    numbers = turned(lax.bitcast_convert_type(logits, jnp.int32))
+    numbers = _ordered(logits)
 
     def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bounds
@@ -124,8 +119,34 @@ def _keep_fewest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) ->
     limits = jnp.iinfo(jnp.int32)
     bounds = tuple(jnp.full((len(logits), 1), limit) for limit in (limits.min, limits.max))
     least, _ = lax.fori_loop(0, 32, halve, bounds)
-    # As floats again, of which the two zeros are equal.
-    return jnp.where(logits < lax.bitcast_convert_type(turned(least), jnp.float32), MASKED, logits)
+    return jnp.where(logits < _floats(least), MASKED, logits)
+
+
+def _ordered(floats: jax.Array) -> jax.Array:
+    """Integers in the same order."""
+    return _turned(lax.bitcast_convert_type(floats, jnp.int32))
+
+
+def _floats(ordered: jax.Array) -> jax.Array:
+    """The inverse of `_ordered`; of floats the two zeros are equal."""
+    return lax.bitcast_convert_type(_turned(ordered), jnp.float32)
+
+
+def _turned(bits: jax.Array) -> jax.Array:
+    """The bits of floats, those of negative numbers turned around, or back."""
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def highest(logits: jax.Array) -> jax.Array:
+    """The first index of the highest of each row `[n, V]`: int32 `[n]`.
+
+    XLA's CPU backend goes through `argmax` number by number, and through maxima of integers in
+    vectors: of 49152 logits in a twelfth of the time.
+    """
+    top = _floats(_ordered(logits).max(axis=-1, keepdims=True))
+    last = logits.shape[-1] - 1
+    places = jnp.arange(last + 1, dtype=jnp.int32)
+    return jnp.where(logits == top, places, last).min(axis=-1)
 
 
 def draw_tokens(logits: jax.Array, numbers: Numbers, key: jax.Array) -> jax.Array:
@@ -134,9 +155,6 @@ def draw_tokens(logits: jax.Array, numbers: Numbers, key: jax.Array) -> jax.Arra
     Each row has a key of its own, so what it draws does not depend on how many others there are.
     """
 
-    def best(logits: jax.Array) -> jax.Array:
-        return logits.argmax(axis=-1).astype(jnp.int32)
-
     def drawn(logits: jax.Array) -> jax.Array:
         logits = keep_top_k(logits / numbers.temperature, numbers.top_k)
         logits = keep_top_p(logits, numbers.top_p)
@@ -144,7 +162,7 @@ def draw_tokens(logits: jax.Array, numbers: Numbers, key: jax.Array) -> jax.Arra
         return jax.vmap(_draw)(logits, keys).astype(jnp.int32)
 
     greedy = (numbers.temperature == 0) | (numbers.top_k == 1)
-    return lax.cond(greedy, best, drawn, logits)
+    return lax.cond(greedy, highest, drawn, logits)
 
 
 def _draw(logits: jax.Array, key: jax.Array) -> jax.Array:

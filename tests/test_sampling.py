@@ -14,6 +14,7 @@ from lwm_core.sampling import (
     _reached,
     draw_tokens,
     guide,
+    highest,
     keep_top_k,
     keep_top_p,
 )
@@ -48,6 +49,12 @@ def test_top_k_of_all_kinds_of_numbers(k: int) -> None:
     least = -np.sort(-logits, axis=-1)[:, k - 1 : k]
     result = np.asarray(keep_top_k(jnp.asarray(logits), k))
     assert np.array_equal(result, np.where(logits < least, np.float32(MASKED), logits))
+
+
+def test_the_first_of_the_highest() -> None:
+    row = np.array([-3e38, -2.5, -0.0, 0.0, 1e-37, 7.0, 7.0, 3e38, np.inf], np.float32)
+    rows = np.stack([row, -row, row[::-1], np.minimum(row, 7), np.minimum(row, 0)])
+    np.testing.assert_array_equal(highest(jnp.asarray(rows)), rows.argmax(axis=-1))
 
 
 @pytest.mark.parametrize("k", [0, 40, 8192])
