@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lwm_core.kernels.dense import MASKED, visible
+from lwm_core.kernels.dense import MASKED, seen, visible
 from lwm_core.quantize import plain
 from lwm_core.types import Array, Attended, Places, Quantized
 
@@ -255,9 +255,10 @@ def _gradients(
             dq, dk, dv = carry
             index = blocks[turn]
             k_block, turned, v_block = (_numbers(x[index]) for x in (k, turned_k, v))
-            mask = visible(marks, Places(k_marks.positions[index], k_marks.segments[index])).T
             # With keys as rows and the sums of dq turned, no product is over the rows of both its
-            # matrices, which XLA's CPU backend is slow at.
+            # matrices, which XLA's CPU backend is slow at. A mask that is turned would make it take
+            # the weights for turned ones, and multiply in float32.
+            mask = seen(Places(k_marks.positions[index], k_marks.segments[index]), marks)
             scores = _times(k_block, q_block, _ABT) * scale
             weights = jnp.where(mask, jnp.exp(scores - lse_block.T), 0.0)
             d_weights = _times(v_block, d_block, _ABT)

@@ -21,9 +21,18 @@ RUN = 2**17
 
 def visible(q_places: Places, k_places: Places) -> Array:
     """Which query sees which key: bool `[..., T, S]` for places `[..., T]` and `[..., S]`."""
-    q_positions, q_segments = (x[..., :, None] for x in q_places)
-    k_positions, k_segments = (x[..., None, :] for x in k_places)
-    return (k_positions <= q_positions) & (k_segments == q_segments) & (k_segments != 0)
+    q, k = (x[..., :, None] for x in q_places), (x[..., None, :] for x in k_places)
+    return _sees(Places(*q), Places(*k))
+
+
+def seen(k_places: Places, q_places: Places) -> Array:
+    """Which key is seen by which query: bool `[..., S, T]`."""
+    q, k = (x[..., None, :] for x in q_places), (x[..., :, None] for x in k_places)
+    return _sees(Places(*q), Places(*k))
+
+
+def _sees(q: Places, k: Places) -> Array:
+    return (k.positions <= q.positions) & (k.segments == q.segments) & (k.segments != 0)
 
 
 def attend(
