@@ -10,7 +10,7 @@ COMPILER_OPTIONS. Sums across rows, of attention's values, go along in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import reduce, wraps
 from typing import TypeVar
 
 import jax
@@ -37,7 +37,7 @@ LARGEST_SUM = 2**31 - 1
 GROUP = 32
 """So many numbers, or fewer, are summed in one go."""
 SUMS = 4
-"""In so many sums: to add to one, a core waits until it has done so before."""
+"""A group is summed in so many independent parts: an addition waits for the one before it."""
 TINY = 1e-30
 """No row has a smaller largest number: rows of zeros have a scale too."""
 
@@ -115,7 +115,7 @@ def _sums_over_groups(values: jax.Array, weights: jax.Array) -> jax.Array:
     """int8 `[B, K, N, G, H]`, float32 `[B, K, R, N, G]`: float32 `[B, K, R, N, H]`.
 
     Written out, so that XLA's CPU backend goes along H, as the values lie; in operations that are
-    quick to trace, for there are many; and in several sums, which a core adds to at once.
+    quick to trace, for there are many.
     """
     values, weights = values[:, :, None], weights[..., None]
     products = [
@@ -123,5 +123,5 @@ def _sums_over_groups(values: jax.Array, weights: jax.Array) -> jax.Array:
         * lax.index_in_dim(weights, slot, 4, keepdims=False)
         for slot in range(values.shape[4])
     ]
-    none = jnp.float32(0)
-    return sum((sum(products[first::SUMS], none) for first in range(SUMS)), none)
+    parts = [products[first::SUMS] for first in range(min(SUMS, len(products)))]
+    return reduce(lax.add, [reduce(lax.add, part) for part in parts])

@@ -123,7 +123,7 @@ def _keep_fewest(logits: jax.Array, enough: Callable[[jax.Array], jax.Array]) ->
 
 
 def _ordered(floats: jax.Array) -> jax.Array:
-    """Integers in the same order."""
+    """int32 in the order of these float32."""
     return _turned(lax.bitcast_convert_type(floats, jnp.int32))
 
 
@@ -137,11 +137,11 @@ def _turned(bits: jax.Array) -> jax.Array:
     return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
 
-def highest(logits: jax.Array) -> jax.Array:
-    """The first index of the highest of each row `[n, V]`: int32 `[n]`.
+def argmax(logits: jax.Array) -> jax.Array:
+    """The first index of the highest of each row, float32 `[n, V]`: int32 `[n]`.
 
-    XLA's CPU backend goes through `argmax` number by number, and through maxima of integers in
-    vectors: of 49152 logits in a twelfth of the time.
+    A row with NaN gives some index. XLA's CPU backend goes through `jnp.argmax` number by number,
+    and through maxima of integers in vectors: of 49152 logits in a twelfth of the time.
     """
     top = _floats(_ordered(logits).max(axis=-1, keepdims=True))
     last = logits.shape[-1] - 1
@@ -162,7 +162,7 @@ def draw_tokens(logits: jax.Array, numbers: Numbers, key: jax.Array) -> jax.Arra
         return jax.vmap(_draw)(logits, keys).astype(jnp.int32)
 
     greedy = (numbers.temperature == 0) | (numbers.top_k == 1)
-    return lax.cond(greedy, highest, drawn, logits)
+    return lax.cond(greedy, argmax, drawn, logits)
 
 
 def _draw(logits: jax.Array, key: jax.Array) -> jax.Array:

@@ -6,5 +6,5 @@ import pytest
 
 
 def slow(*values: object) -> object:
-    """A case of these values."""
+    """A case of these values that the default run leaves out."""
     return pytest.param(*values, marks=pytest.mark.slow)

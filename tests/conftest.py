@@ -26,13 +26,13 @@ TESTS = Path(__file__).parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Programs compiled by one run, or by one process, serve the next."""
+    """How all tests run. Programs compiled by one process, or one run, serve the next."""
     # Tracing makes many objects that live: to look for garbage among them as often as Python does
-    # by default takes a quarter of its time.
+    # by default takes a quarter of its time. Old ones still go, or a run would take many GB.
     gc.set_threshold(50_000, 10, 4)
     if config.option.markexpr == "not slow":
         # What such tests compile runs once or twice, and LLVM's optimizations take longer. Long
-        # checks are of programs as users run them.
+        # checks are of programs as users run them. It too is read when jax is imported.
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.cache.mkdir("xla"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from cases import slow
 from clockwork import TICKING, Clockwork, wound_up
 from originals import stored
 from recipes import IMAGE, TEXT, changed
@@ -94,8 +95,7 @@ def test_codes_that_look_alike_begin_alike() -> None:
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed_after", [2, 4])
+@pytest.mark.parametrize("killed_after", [slow(2), 4])
 def test_an_image_tokenizer_killed_and_resumed(killed_after: int, tmp_path: Path) -> None:
     """Before or after its decoder begins to learn alone; nothing tells it from another run."""
     recipe = {**IMAGE, "steps": 5, "drawing_steps": 2, "save_every": 1}

@@ -156,7 +156,6 @@ def test_killed_in_the_middle_of_a_checkpoint(
     assert [entry.name for entry in folder.iterdir()] == ["6"]
 
 
-@pytest.mark.slow
 def test_on_ever_fewer_devices(
     recipe: dict[str, Any], whole: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lwm_core.kernels.dense import MASKED, seen, visible
+from lwm_core.kernels.dense import MASKED, sees, visible
 from lwm_core.quantize import plain
 from lwm_core.types import Array, Attended, Places, Quantized
 
@@ -256,9 +256,9 @@ def _gradients(
             index = blocks[turn]
             k_block, turned, v_block = (_numbers(x[index]) for x in (k, turned_k, v))
             # With keys as rows and the sums of dq turned, no product is over the rows of both its
-            # matrices, which XLA's CPU backend is slow at. A mask that is turned would make it take
-            # the weights for turned ones, and multiply in float32.
-            mask = seen(Places(k_marks.positions[index], k_marks.segments[index]), marks)
+            # matrices, which XLA's CPU backend is slow at. With several devices a transposed mask
+            # would make it take the weights for transposed ones, and multiply in float32.
+            mask = sees(marks, Places(*(x[index][:, None] for x in k_marks)))
             scores = _times(k_block, q_block, _ABT) * scale
             weights = jnp.where(mask, jnp.exp(scores - lse_block.T), 0.0)
             d_weights = _times(v_block, d_block, _ABT)

@@ -22,16 +22,11 @@ RUN = 2**17
 def visible(q_places: Places, k_places: Places) -> Array:
     """Which query sees which key: bool `[..., T, S]` for places `[..., T]` and `[..., S]`."""
     q, k = (x[..., :, None] for x in q_places), (x[..., None, :] for x in k_places)
-    return _sees(Places(*q), Places(*k))
+    return sees(Places(*q), Places(*k))
 
 
-def seen(k_places: Places, q_places: Places) -> Array:
-    """Which key is seen by which query: bool `[..., S, T]`."""
-    q, k = (x[..., None, :] for x in q_places), (x[..., :, None] for x in k_places)
-    return _sees(Places(*q), Places(*k))
-
-
-def _sees(q: Places, k: Places) -> Array:
+def sees(q: Places, k: Places) -> Array:
+    """Whether queries see keys: bool of the shape that their places have when broadcast."""
     return (k.positions <= q.positions) & (k.segments == q.segments) & (k.segments != 0)
 
 

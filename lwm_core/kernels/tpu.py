@@ -27,9 +27,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lwm_core.kernels.blockwise import reachable
-from lwm_core.kernels.dense import MASKED
+from lwm_core.kernels.dense import MASKED, sees
 from lwm_core.quantize import plain
-from lwm_core.types import Attended, Places, Quantized
+from lwm_core.types import Array, Attended, Places, Quantized
 
 BLOCKS = (512, 256, 128)
 """Tokens in a block: the first that divides the length. Lanes come in 128; with blocks of 1024 the
@@ -357,12 +357,10 @@ def _borders(outer: Ref) -> tuple[jax.Array, jax.Array]:
     return comes, leaves
 
 
-def _visible(q_places: Ref, k_places: Ref) -> jax.Array:
+def _visible(q_places: Ref, k_places: Ref) -> Array:
     """Which key is seen by which query: bool `[keys, queries]`."""
-    q_positions, q_segments = q_places[0:1], q_places[1:2]
     columns = k_places[...].T
-    k_positions, k_segments = columns[:, 0:1], columns[:, 1:2]
-    return (k_positions <= q_positions) & (k_segments == q_segments) & (k_segments != 0)
+    return sees(Places(q_places[0:1], q_places[1:2]), Places(columns[:, 0:1], columns[:, 1:2]))
 
 
 def _scores(q: Ref, k: Ref) -> jax.Array:
