@@ -8,7 +8,7 @@ import json
 import typer
 
 from lwm_cli import loading, options
-from lwm_cli.ui import Screen, print_table
+from lwm_cli.ui import Screen, four_digits, print_table
 
 
 def run(
@@ -68,7 +68,7 @@ def run(
             [
                 [
                     figure.job,
-                    f"{figure.speed:,.4g} {figure.unit}",
+                    f"{four_digits(figure.speed)} {figure.unit}",
                     f"{figure.share:.0%} of {figure.limit}" if figure.share else "",
                 ]
                 for figure in figures

@@ -68,7 +68,9 @@ def _read_pipe(*, is_needed: bool) -> str:
     try:
         return content.decode().strip()
     except UnicodeDecodeError as error:
-        raise UsageError("standard input is no UTF-8 text; attach pictures with -a -") from error
+        raise UsageError(
+            "standard input is no UTF-8 text; a picture or clip in it is named by - (chat: -a -)"
+        ) from error
 
 
 def prompt_text(prompt: str | None) -> str:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from lwm_cli import loading, options
-from lwm_cli.ui import Screen, print_table
+from lwm_cli.ui import Screen, four_digits, print_table
 from lwm_core import registry
 from lwm_core.config import SIZES, ModelConfig, Quantization
 from lwm_core.costs import Job, Work, count_parameters
 from lwm_core.errors import DoesNotFit, UsageError
-from lwm_core.hardware import GIB, TPUS, Topology, parse_topology
+from lwm_core.hardware import GIB, TPUS, Topology, cores, parse_topology
 from lwm_core.number_formats import rounding_of, usual_cache, usual_dtype, usual_rounding
 from lwm_core.plan import Plan, longest_context, room, smallest_slice
 from lwm_core.presets import plan_for
@@ -72,8 +72,9 @@ def run(
     Nothing is loaded or computed: memory, work and traffic are counted. The model may also be one
     of the original's sizes, such as 7b.
     """
+    trains_on_cores = job == "train" and mesh == "auto"  # as lwm train does
     config, rounding = _config(model)
-    topology = _topology(on)
+    topology = _topology(on, cpu_devices=cores() if trains_on_cores else None)
     platform = topology.chip.platform
     if quantize and config.quantized not in (None, quantize):
         raise UsageError(f"{model} is in {config.quantized}: leave out --quantize")
@@ -136,13 +137,13 @@ def _config(name: str) -> tuple[ModelConfig, Quantization | None]:
     return source.config, source.rounding
 
 
-def _topology(text: str | None) -> Topology:
+def _topology(text: str | None, *, cpu_devices: int | None) -> Topology:
     """The hardware that was named, or this machine. Raises ConfigError."""
     if text:
         return parse_topology(text)
     from lwm_core import backend
 
-    backend.prepare()  # before the next line brings in jax
+    backend.prepare(cpu_devices=cpu_devices)  # before the next line brings in jax
     from lwm_core.mesh import this_topology
 
     return this_topology()
@@ -180,7 +181,7 @@ def _print(
         "sent": _scaled(made.sent.bytes, "B"),
         "step": _time(made.seconds),
         "bound by": made.bound,
-        "tokens a second": f"{work.tokens / made.seconds:,.4g}",
+        "tokens a second": four_digits(work.tokens / made.seconds),
         "longest context": f"{longest:,}" if longest else "none",
         **found,
     }

@@ -224,6 +224,11 @@ class HalfBlocks:
         return zip(pixels[::2], pixels[1::2], strict=True)
 
 
+def four_digits(number: float) -> str:
+    """Four digits, or all of a larger number: `0.1234`, `12,345`."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.4g}"
+
+
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Write a table to standard output; a column whose heading ends in `>` is flush right."""
     from rich.console import Console
