@@ -31,6 +31,7 @@ def explain(error: Exception) -> tuple[str, int]:
 def _explain_usage(error: typer.TyperException) -> str:
     """Typer's own message, with the help that would have answered it."""
     text = " ".join(error.format_message().split()).removesuffix(".")
+    text = text.replace("Value error, ", "")  # of the library that checks types
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context else ""
     return text[:1].lower() + text[1:] + hint

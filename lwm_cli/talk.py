@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from lwm_cli.failures import explain
 from lwm_cli.session import Conversation, Turn
 from lwm_core.distributed import is_first
 from lwm_core.errors import OutputError
@@ -136,7 +137,7 @@ class Talk:
         try:
             self.conversation.save()
         except (OSError, OutputError) as error:
-            self.screen.note(f"lwm: this conversation can't be kept: {error}")
+            self.screen.note(f"lwm: this conversation can't be kept: {explain(error)[0]}")
 
 
 class Meter:

@@ -108,6 +108,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "words"),
     [
         (["sea"], "did you mean 'see'?"),
+        (["chat", "--quantize", "int3"], "'--quantize': 'int3' is not one of 'int8', 'int4'"),
         (["--unknown"], "--unknown"),
         (["draw", "x", "--frames", "3"], "--frames"),
         (["see"], "missing argument"),

@@ -138,7 +138,8 @@ def test_a_conversation_that_can_not_be_kept(
     assert app.main(["chat", "one"]) == 0
     said = capsys.readouterr()
     assert said.out == "A red circle.\n"
-    assert "can't be kept" in said.err
+    assert f"can't be kept: {tmp_path / 'home'}" in said.err
+    assert "Errno" not in said.err
 
 
 def test_speed_counts_from_the_end_of_the_reading(
