@@ -16,7 +16,7 @@ from lwm_core import registry
 from lwm_core.config import SIZES, ModelConfig, Quantization
 from lwm_core.costs import Job, Work, count_parameters
 from lwm_core.errors import DoesNotFit, UsageError
-from lwm_core.hardware import GIB, TPUS, Topology, cores, parse_topology
+from lwm_core.hardware import GIB, TPUS, Topology, parse_topology, training_devices
 from lwm_core.number_formats import rounding_of, usual_cache, usual_dtype, usual_rounding
 from lwm_core.plan import Plan, longest_context, room, smallest_slice
 from lwm_core.presets import plan_for
@@ -72,12 +72,11 @@ def run(
     Nothing is loaded or computed: memory, work and traffic are counted. The model may also be one
     of the original's sizes, such as 7b.
     """
-    trains_on_cores = job == "train" and mesh == "auto"  # as lwm train does
     config, rounding = _config(model)
-    topology = _topology(on, cpu_devices=cores() if trains_on_cores else None)
-    platform = topology.chip.platform
     if quantize and config.quantized not in (None, quantize):
         raise UsageError(f"{model} is in {config.quantized}: leave out --quantize")
+    topology = _topology(on, cpu_devices=training_devices(mesh) if job == "train" else None)
+    platform = topology.chip.platform
     if job != "train":
         quantize = quantize or usual_rounding(config, rounding, platform, dtype)
     config = dataclasses.replace(config, quantized=quantize or config.quantized)

@@ -16,7 +16,7 @@ from lwm_cli.live import LiveView
 from lwm_cli.ui import Screen
 from lwm_core.distributed import is_first
 from lwm_core.errors import ConfigError, ModelNotFound, TrainingError, UsageError
-from lwm_core.hardware import GIB
+from lwm_core.hardware import GIB, training_devices
 
 LONGEST_VALUE = 60
 """Characters of a value that differs, at most."""
@@ -82,10 +82,9 @@ def run(
         recipe["keep"] = keep
     folder = output or Path("runs") / Path(config).stem
     from lwm_core import backend
-    from lwm_core.hardware import cores
 
     # Before the next line brings in jax.
-    backend.prepare(cpu_devices=cores() if mesh == "auto" else None)
+    backend.prepare(cpu_devices=training_devices(mesh))
     from lwm_core.train import changed, read_recipe, to_document, train
 
     checked = read_recipe(recipe)

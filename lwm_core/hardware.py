@@ -243,6 +243,11 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def training_devices(mesh: str) -> int | None:
+    """How many devices a CPU is to be for training: each core one, unless a mesh was asked for."""
+    return cores() if mesh == "auto" else None
+
+
 def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this machine's processor has instructions for products of bfloat16.
 

@@ -13,8 +13,9 @@ import pytest
 
 from lwm_cli import app, failures
 from lwm_cli.plan import _gib, _scaled, _time
-from lwm_core import weight_tree
+from lwm_core import backend, weight_tree
 from lwm_core.config import SIZES, ModelConfig
+from lwm_core.hardware import cores
 
 if TYPE_CHECKING:
     from lwm_core.formats.gguf_llama import GGUFModel
@@ -33,6 +34,20 @@ def facts(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
     said = capsys.readouterr()
     assert said.err == ""
     return json.loads(said.out)
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"),
+    [((), cores()), (("--mesh", "sp=8"), None), (("--job", "prefill"), None)],
+)
+def test_this_machine_is_what_the_job_would_take(
+    options: tuple[str, ...], devices: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training takes each core of a CPU for a device, unless a mesh is asked for."""
+    asked = []
+    monkeypatch.setattr(backend, "prepare", lambda **how: asked.append(how))
+    assert app.main(["plan", *options]) == 0
+    assert asked == [{"cpu_devices": devices}]
 
 
 def test_table(capsys: pytest.CaptureFixture[str]) -> None:

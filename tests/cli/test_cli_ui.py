@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from lwm_cli.ui import HalfBlocks, Screen, print_table
+from lwm_cli.ui import HalfBlocks, Screen, four_digits, print_table
 from lwm_core.types import Frame, Progress
 
 CODES = np.zeros(4, np.int32)
@@ -112,6 +112,14 @@ def test_an_error_leaves_a_clean_terminal(monkeypatch: pytest.MonkeyPatch) -> No
         interrupted()
     cursor_hidden, cursor_shown = "\x1b[?25l", "\x1b[?25h"
     assert terminal.getvalue().rindex(cursor_shown) > terminal.getvalue().rindex(cursor_hidden)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0.12344, "0.1234"), (7, "7"), (1234.4, "1,234"), (14579.4, "14,579")],
+)
+def test_four_digits(number: float, text: str) -> None:
+    assert four_digits(number) == text
 
 
 def test_half_blocks_show_two_pixels_each() -> None:
